@@ -1,1 +1,1 @@
-"""Several self-supervised methods under equal conditions: plan, runs, statistics and page."""
+"""Compares self-supervised methods under equal conditions: plan, runs, statistics and page."""

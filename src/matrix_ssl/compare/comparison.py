@@ -25,14 +25,14 @@ from matrix_ssl.runs.terminal import redact_values
 from matrix_ssl.training import setup
 
 PLAN = "plan.json"
-MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]  # of a plan, during a comparison
+MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]  # keys of a plan that may change during a comparison
 
 
 class ComparisonRun:
-    """The state of a comparison in its folder; ``command`` is what the user typed, for the page.
+    """The state of a comparison in its folder; ``command`` is the command line to show on the page.
 
-    ``public`` are encoders that are evaluated beside the methods and not trained. They are no part of the plan: a
-    comparison that has ended may get others.
+    ``public`` are encoders that are evaluated alongside the methods but not trained. They are not part of the plan: a
+    finished comparison may get others.
 
     Raises:
         ConfigError: a method has fewer different trials than asked for, or a setting does not fit a method.
@@ -52,10 +52,10 @@ class ComparisonRun:
             runs(plan, method, {})
 
     def open_data(self, *, data_root: Path | None, download: bool, fresh: bool = False) -> list[str]:
-        """Checks the images, and that they fit batch and encoder, before anything is written; returns their remarks.
+        """Checks the images, and that they fit batch and encoder, before writing anything; returns remarks on them.
 
         Raises:
-            RunFolderError: the folder has results on other images and is not to be set aside as ``fresh``.
+            RunFolderError: the folder has results on other images and ``fresh`` does not set it aside.
         """
         plan = self.plan
         learn = jobs.open_training_part(plan.base.data, data_root=data_root, download=download)
@@ -85,16 +85,16 @@ class ComparisonRun:
         check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], first=PLAN)
 
     def claim(self) -> None:
-        """Makes the folder, whose lock this process holds, one of this plan; raises as ``check``."""
+        """Makes the folder, whose lock this process holds, belong to this plan; raises the errors of ``check``."""
         grown = self._grown()
         claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *grown], first=PLAN)
         if grown:
             write_json(self.out / PLAN, redact_values(self.plan.describe()))
 
     def _grown(self) -> list[str]:
-        """Of methods and seeds those that have become more, or others in order; RunFolderError for fewer methods.
+        """The keys among methods and seeds that have grown or been reordered; RunFolderError for fewer methods.
 
-        Also what an earlier version has written with the whole paths of methods' files.
+        Also the keys that an earlier version wrote with the full paths of methods' files.
         """
         if not (self.out / PLAN).exists():
             return []
@@ -140,7 +140,7 @@ class ComparisonRun:
         return self.write()
 
     def waiting(self) -> list[Job]:
-        """Jobs that may run now: the next trial of every method, then the first seed of all of them, and so on."""
+        """The jobs that may run now: the next trial of every method, then the first seed of all of them, and so on."""
         trials, ready = [], []
         for method in self.plan.methods:
             tried = self.tried(method)
@@ -154,7 +154,7 @@ class ComparisonRun:
         return [job for job in (*trials, *ready, *frozen) if self.result(job) is None]
 
     def tried(self, method: str) -> list[tuple[Job, dict[str, Any]]]:
-        """The trials of a method that have ended with all their seeds, in their order, with their results."""
+        """A method's trials that have ended for all of their seeds, in order, with their results."""
         tried: list[tuple[Job, dict[str, Any]]] = []
         for _ in range(self.trials):
             job = self.next_trial(method, tried)
@@ -165,13 +165,13 @@ class ComparisonRun:
         return tried
 
     def next_trial(self, method: str, tried: list[tuple[Job, dict[str, Any]]]) -> Job:
-        """The trial of a method that follows those that have ended."""
+        """A method's next trial after those that have ended."""
         return next_trial(self.plan, method, [job.settings for job, _ in tried], self.best(tried)[0])
 
     def best(self, tried: list[tuple[Job, dict[str, Any]]]) -> tuple[int, dict[str, Any]]:
-        """Number and settings of the trial with the best accuracy on held-out images, of equal ones the first.
+        """The number and settings of the trial with the best held-out accuracy; the first of equal ones.
 
-        The unchanged recipe where no trial has ended well.
+        The unchanged recipe if no trial has succeeded.
         """
         best, settings, highest = 0, {}, (-1.0, -1.0)
         for job, result in tried:
@@ -182,14 +182,14 @@ class ComparisonRun:
         return best, settings
 
     def count(self) -> tuple[int, int]:
-        """How many jobs have ended, and how many there are in all, those of the baselines included."""
+        """The number of jobs that have ended, and of all jobs, including the baselines."""
         frozen = [baselines(self.plan), *self.public]
         done, total = sum(self.result(job) is not None for job in frozen), len(frozen)
         for method in self.plan.methods:
             tried = self.tried(method)
             ready = runs(self.plan, method, self.best(tried)[1])
             trials = [job for job, _ in tried]
-            if len(tried) < self.trials:  # of the one that is running some seeds may have ended
+            if len(tried) < self.trials:  # some seeds of the running one may have ended
                 trials.append(self.next_trial(method, tried))
             ready += [job for trial in trials for job in with_seeds(self.plan, trial)]
             done += sum(self.result(job) is not None for job in ready)
@@ -217,7 +217,7 @@ class ComparisonRun:
         return results
 
     def result(self, job: Job) -> dict[str, Any] | None:
-        """The result of a job, or why it failed in this session; None where it is still to run."""
+        """The result of a job, or why it failed in this session; None if it is still to run."""
         return self.failures.get(job.folder) or schedule.read_result(self.out, job)
 
     def _tuning(self) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
-"""One training of a comparison with its evaluation, in a process of its own.
+"""One training of a comparison with its evaluation, in a separate process.
 
     python -m matrix_ssl.compare.job FOLDER [PARENT]
 
-FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``;
-it stops without the process of number PARENT, which started it. The test images are read once, after the last step of a
-run that is reported, and never by a trial.
+FOLDER is a run folder with ``job.json``. The process resumes from the newest checkpoint and ends with ``result.json``.
+It stops when the process with the ID PARENT, which started it, has ended. The test images are read once, after the last
+step of a reported run, and never by a trial.
 """
 
 import contextlib
@@ -41,19 +41,19 @@ from matrix_ssl.training.measured import with_statistics
 from matrix_ssl.training.task import Observer
 
 JOB, RESULT, OUTPUT = "job.json", "result.json", "output.txt"
-HELD_OUT = 0.2  # part of the training images on which trials are judged and curves are measured
+HELD_OUT = 0.2  # fraction of the training images on which trials are judged and curves are measured
 CURVE = "knn_20_held_out"
-_SPLIT = 0  # one subset and one split for all methods, trials and seeds
-_CURVE_BANK, _CURVE_QUERIES = 2000, 1000  # at most so many to choose neighbours from, and so many to classify
+_SPLIT = 0  # the same subset and split for all methods, trials and seeds
+_CURVE_BANK, _CURVE_QUERIES = 2000, 1000  # the most images to choose neighbours from, and to classify
 _TRIAL_PROTOCOLS = ("knn", "linear")
 _NEIGHBOURS = (1, 20)
-_L2 = 1.0  # of the linear probe: fixed, since features are standardised and a trial needs many probes
+_L2 = 1.0  # of the linear probe; fixed, since features are standardised and trials need many probes
 
 Accuracies = dict[str, dict[str, float | int]]  # by protocol: mean, sd and n
 
 
 def open_training_part(data: DataConfig, *, data_root: Path | None, download: bool = False) -> Source:
-    """The training images of a comparison, or ``data.subset`` of them; without a test split, the other four fifths.
+    """The training images of a comparison, or ``data.subset`` of them; without a test split, four fifths of them.
 
     Raises:
         ConfigError: the images have no labels.
@@ -69,13 +69,13 @@ def open_training_part(data: DataConfig, *, data_root: Path | None, download: bo
 def with_measured(
     config: RunConfig, *, data_root: Path | None, download: bool, say: Callable[[str], None]
 ) -> RunConfig:
-    """A run with channels, range, mean and deviation measured on the training images where they are not given.
+    """A run with channels, range, mean and deviation, unless given, measured on the training images.
 
     Args:
         say: called with a sentence on what was measured.
 
     Raises:
-        DataError, ConfigError: as ``open_training_part`` and ``with_statistics``.
+        DataError, ConfigError: as for ``open_training_part`` and ``with_statistics``.
     """
     data = config.data
     if data.mean and data.channels != -1 and (data.value_range or data.white_level or not data.channels):
@@ -85,7 +85,7 @@ def with_measured(
 
 
 def with_precision(config: RunConfig, device: torch.device, *, plan: Path | None, run: str) -> RunConfig:
-    """A run in the precision of all trainings of a plan, which the plan has from its start on.
+    """A run in the precision of all trainings of a plan, which is fixed when the plan starts.
 
     Args:
         plan: ``plan.json`` of earlier calls, if it exists; None: start over.
@@ -112,15 +112,15 @@ def _open(data: DataConfig, split: Split, *, data_root: Path | None, download: b
 
 
 def hold_out(learn: Source) -> tuple[Source, Source]:
-    """What a trial learns from and what it is judged on, both from the training images."""
+    """The images that a trial learns from and those it is judged on, both from the training images."""
     return split_source(learn, HELD_OUT, _SPLIT)
 
 
 def run_job(folder: Path) -> dict[str, Any]:
-    """Does or resumes what ``job.json`` describes and writes ``result.json``, with ``error`` if the training diverged.
+    """Runs or resumes the job in ``job.json`` and writes ``result.json``, with ``error`` if the training diverged.
 
     Raises:
-        MatrixSSLError: anything else is wrong; the job may be repeated.
+        MatrixSSLError: anything else went wrong; the job may be repeated.
     """
     job = read_object(folder / JOB, "config", "threads", "device", "data_root", "stage", "method")
     config = configuration.from_dict(job["config"])
@@ -150,29 +150,29 @@ def run_job(folder: Path) -> dict[str, Any]:
 
 
 def identify(stage: str, method: str, config: RunConfig) -> str:
-    """What distinguishes the result of a job from those of others, wherever the file of a method is."""
+    """Identifies the result of a job, independently of where the method's file is."""
     return fingerprint(stage, file_name(method), configuration.identifying(with_method(config, file_name)))
 
 
 def file_name(method: str) -> str:
-    """A method without the folders of its file."""
+    """The name of a method, for a file without its folders."""
     return Path(method).name if method.endswith(".py") else method
 
 
 def with_method(config: RunConfig, rename: Callable[[str], str]) -> RunConfig:
-    """A run whose method has a different name."""
+    """A run with its method renamed."""
     return dataclasses.replace(config, method=dataclasses.replace(config.method, name=rename(config.method.name)))
 
 
 def source_digest(method: str) -> str | None:
-    """The SHA-256 of the file of a method; None for a method of this package."""
+    """The SHA-256 of a method's file; None for a method of this package."""
     return file_sha256(method) if method.endswith(".py") else None
 
 
 def _train_and_evaluate(
     config: RunConfig, folder: Path, learn: Source, open_test: Callable[[], Source] | None, *, device: torch.device
 ) -> dict[str, Any]:
-    """A reported run, or a trial, which has no ``open_test``."""
+    """A reported run or, without ``open_test``, a trial."""
     part = hold_out(learn)
     if open_test is None:
         learn = part[0]
@@ -213,7 +213,7 @@ def _train(
 
 
 def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
-    """The run with the file of its method in the place where it began, by which its checkpoints know it."""
+    """The run with its method's file where it was at the start, by which checkpoints identify the run."""
     before = config.method.name
     if (folder / CONFIG).exists():
         with contextlib.suppress(RunFolderError):  # a damaged file is written again
@@ -237,7 +237,7 @@ def _accuracies(
 
 @dataclass(eq=False)
 class _Curve(Observer):
-    """Accuracy of 20 nearest neighbours on held-out training images."""
+    """The accuracy of 20 nearest neighbours on held-out training images."""
 
     bank: Source
     queries: Source
@@ -250,16 +250,16 @@ class _Curve(Observer):
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU's memory, or of this process, all of it, PyTorch and the images included."""
+    """Peak memory in MiB: the GPU's, or that of this whole process, including PyTorch and the images."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return system.peak_memory() / 2**20
 
 
 def main() -> None:
-    """Runs a job; errors meant for the user end in one line on standard error and their exit code."""
+    """Runs a job; errors meant for the user become one line on standard error and an exit code."""
     folder, *parent = sys.argv[1:]
-    if parent:  # a comparison that was killed must not leave its jobs behind: they stop like it
+    if parent:  # a killed comparison must not leave its jobs behind: they stop with it
         system.end_with_parent(int(parent[0]))
     try:
         run_job(Path(folder))

@@ -1,4 +1,4 @@
-"""Options of methods in a comparison, ``method.OPTION=VALUE``: each is for those of the methods that have it."""
+"""Options of methods in a comparison, ``method.OPTION=VALUE``: each applies to the methods that have it."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from matrix_ssl.methods import complete_options, find_method, option_defaults
 
 
 def divide(assignments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Assignments to settings of all runs, and the text of options of methods by name, of one name the last.
+    """Splits assignments into those for all runs and the text of method options by name; the last of a name wins.
 
     Raises:
         ConfigError: an assignment has no ``=``.
@@ -28,7 +28,7 @@ def divide(assignments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def read_options(options: Mapping[str, str], methods: Sequence[str]) -> dict[str, Any]:
-    """The values of options by name, as the types that the methods with this option say.
+    """The values of options by name, converted to the types that the methods with these options declare.
 
     Raises:
         ConfigError: none of the methods has an option, or a value has the wrong type or is out of range.
@@ -49,7 +49,7 @@ def read_options(options: Mapping[str, str], methods: Sequence[str]) -> dict[str
 
 
 def with_options(base: RunConfig, options: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
-    """The run with the options that its own method has, and all others."""
+    """The run with the options that its own method has, and the remaining options."""
     known = option_defaults(find_method(base.method.name))
     own = {name: value for name, value in options.items() if name in known}
     method = dataclasses.replace(base.method, options={**base.method.options, **own})
@@ -57,7 +57,7 @@ def with_options(base: RunConfig, options: Mapping[str, Any]) -> tuple[RunConfig
 
 
 def lacking(options: Mapping[str, Any], methods: Sequence[str]) -> Iterator[str]:
-    """A sentence on each option that some of the methods lack."""
+    """A sentence about each option that some of the methods lack."""
     for option, value in options.items():
         having = [Path(name).stem for name in methods if option in option_defaults(find_method(name))]
         if len(having) < len(methods):

@@ -1,10 +1,10 @@
-"""What a comparison consists of: the trials that tune every method, and the runs whose results are reported.
+"""The parts of a comparison: the trials that tune every method, and the runs whose results are reported.
 
 Everything is equal for all methods: images, their order, views, encoder, epochs, evaluation and the number of trials.
-The trials of a method are a coordinate search: first the unchanged recipe, then twice and half its learning rate, and
-on in steps of two as long as the best rate is the highest or the lowest of all; at the best rate the settings that the
-method proposes (``Method.variants``); and with the best of these rates between the best one and its neighbours. With
-several seeds a trial is judged by their mean, so that no lucky one is chosen.
+The trials of a method are a coordinate search. First come the unchanged recipe, then twice and half its learning rate,
+and further factors of two as long as the best rate is the highest or lowest tried. Then, at the best rate, come the
+settings that the method proposes (``Method.variants``) and, with the best of these, rates between the best rate and its
+neighbours. With several seeds, a trial is judged by their mean, so that a lucky seed is not chosen.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from matrix_ssl.methods import complete_options, find_method, list_methods, opti
 from matrix_ssl.training import setup
 
 RATE = "optimizer.learning_rate"
-_FACTOR = 2.0  # between the rates that are tried first
-_FINER = 2  # trials of rates in between, when a method's variants have been tried
+_FACTOR = 2.0  # between the rates tried first
+_FINER = 2  # trials of intermediate rates after a method's variants
 
 Stage = Literal["tuning", "run", "baselines", "public"]
 
@@ -41,18 +41,18 @@ class Plan:
     reference: str  # the method that the others are compared with
     seeds: int
     budget: int  # epochs of every method
-    rivals_budget: int  # epochs of further runs of all methods but the reference; 0: none
+    rivals_budget: int  # epochs of additional runs of all methods except the reference; 0: none
     trials: int  # of every method; 1: the unchanged recipe
     tuning_budget: int  # epochs of a trial
     tuning_settings: tuple[str, ...]  # key=value, changes for the trials only
     measure: str  # selects the best trial and ranks the methods
-    trial_seeds: int = 1  # of every trial, whose accuracy is their mean
-    options: dict[str, Any] = field(default_factory=dict)  # that the recipe's method lacks, for those that have them
+    trial_seeds: int = 1  # per trial, whose accuracy is their mean
+    options: dict[str, Any] = field(default_factory=dict)  # that the recipe's method lacks, for methods that have them
 
     def describe(self) -> dict[str, Any]:
-        """The content of ``plan.json``, where one seed a trial and no such options are that of earlier versions.
+        """The content of ``plan.json``; with one seed per trial and no such options, it is that of earlier versions.
 
-        Files of methods have no folders there: they may be moved, and a job knows their content.
+        Methods' files are named without folders: they may be moved, and a job records their content.
         """
         usual = {"trial_seeds": 1, "options": {}}
         values = {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
@@ -65,15 +65,15 @@ class Job:
 
     stage: Stage
     method: str
-    number: int  # of the trial, or the seed
+    number: int  # the trial's, or the seed
     epochs: int
-    settings: dict[str, Any]  # what differs from the recipe with this method, by dotted keys; or a public encoder
+    settings: dict[str, Any]  # differences from the recipe with this method, by dotted keys; or a public encoder
     config: RunConfig
     trial_seed: int = 0
 
     @property
     def folder(self) -> Path:
-        """Its folder, relative to that of the comparison."""
+        """The job's folder, relative to that of the comparison."""
         name = Path(self.method).stem
         if self.stage == "baselines":
             return Path("baselines")
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Its name in progress lines and errors."""
+        """The job's name in progress lines and errors."""
         if self.stage == "baselines":
             return "raw pixels and untrained network"
         if self.stage == "public":
@@ -96,9 +96,9 @@ class Job:
 
 
 def choose_methods(text: str, base: RunConfig) -> tuple[str, ...]:
-    """The methods of a list separated by commas, files by their absolute path; ``all`` are those of the package.
+    """The methods in a comma-separated list, files by absolute path; ``all`` stands for those of the package.
 
-    Of all, those that need an encoder with tokens are left out where the run ``base`` has a different one.
+    ``all`` leaves out methods that need an encoder with tokens if the run ``base`` has a different one.
 
     Raises:
         ConfigError: a method does not exist or needs a different encoder, or two have the same name.
@@ -121,11 +121,11 @@ def choose_methods(text: str, base: RunConfig) -> tuple[str, ...]:
 
 
 def _refusal(method: str, base: RunConfig) -> ConfigError | None:
-    """Why a method cannot train the encoder of a run; None where it can. Raises as ``find_method``."""
+    """Why a method cannot train the encoder of a run; None if it can. Raises the errors of ``find_method``."""
     kind, data = find_method(method), base.data
     if not kind.needs_tokens:
         return None
-    channels = len(data.mean) or 3  # any number where it is not measured yet: tokens do not depend on it
+    channels = len(data.mean) or 3  # any number if it is not measured yet: tokens do not depend on it
     encoder = architectures.outline(base.network, image_size=data.image_size, channels=channels)
     named = dataclasses.replace(base, method=dataclasses.replace(base.method, name=method))
     try:
@@ -136,7 +136,7 @@ def _refusal(method: str, base: RunConfig) -> ConfigError | None:
 
 
 def most_trials(plan: Plan, method: str) -> int:
-    """How many trials a method may have: the recipe, two other rates, its variants, and two rates in between."""
+    """The most trials that a method may have: the recipe, two other rates, its variants, and two rates in between."""
     return 3 + len(_variants(plan, method)) + _FINER
 
 
@@ -144,8 +144,8 @@ def next_trial(plan: Plan, method: str, earlier: Sequence[dict[str, Any]], best:
     """The next trial of a method.
 
     Args:
-        earlier: the settings of the trials before it, by dotted keys, in their order.
-        best: the number of the best of them.
+        earlier: the settings of the trials before it, by dotted keys, in order.
+        best: the number of the best one.
     """
     settings = _next_settings(earlier, best, plan.base.optimizer.learning_rate, _variants(plan, method))
     return _job(plan, "tuning", method, len(earlier), plan.tuning_budget, settings, plan.tuning_settings)
@@ -162,16 +162,16 @@ def _next_settings(
     waiting = [variant for variant in variants if not any(variant.items() <= tried.items() for tried in earlier)]
     if len(waiting) == len(variants) and rate in (rates[0], rates[-1]):
         return {RATE: rate * _FACTOR if rate == rates[-1] else rate / _FACTOR}
-    if waiting:  # in the place of another variant
+    if waiting:  # instead of any other variant
         return {key: value for key, value in kept.items() if key == RATE} | waiting[0]
     place = rates.index(rate)
     neighbours = [rates[i] for i in (place + 1, place - 1) if 0 <= i < len(rates)]
-    widest = max(neighbours, key=lambda other: abs(math.log(other / rate)))  # of equal gaps the one above
+    widest = max(neighbours, key=lambda other: abs(math.log(other / rate)))  # of equal gaps, the upper one
     return kept | {RATE: math.sqrt(rate * widest)}
 
 
 def with_seeds(plan: Plan, trial: Job) -> list[Job]:
-    """A trial once for each of its seeds."""
+    """A trial, once for each of its seeds."""
     return [
         dataclasses.replace(trial, trial_seed=seed, config=dataclasses.replace(trial.config, seed=seed))
         for seed in range(plan.trial_seeds)
@@ -207,7 +207,7 @@ def _job(
 
 
 def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
-    """The settings that a method proposes, by dotted keys, without those that the recipe already has."""
+    """The variants that a method proposes, by dotted keys, without those that the recipe already has."""
     kind = find_method(method)
     usual = complete_options(kind, _with_method(plan, method).method.options)
     return [
@@ -218,7 +218,7 @@ def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
 
 
 def _with_method(plan: Plan, method: str) -> RunConfig:
-    """The base run with a different method and nothing else changed, whatever the paper of the method recommends."""
+    """The base run with a different method and nothing else changed, whatever the method's paper recommends."""
     run, known = setup.use_method(plan.base, method, papers=False), option_defaults(find_method(method))
     options = {name: value for name, value in plan.options.items() if name in known}
     return dataclasses.replace(run, method=dataclasses.replace(run.method, options={**run.method.options, **options}))

@@ -1,4 +1,4 @@
-"""Runs the jobs of a comparison in processes of their own, one per place at a time, and resumes them."""
+"""Runs the jobs of a comparison in separate processes, one per place at a time, and resumes them."""
 
 import functools
 import os
@@ -21,27 +21,27 @@ from matrix_ssl.runs.folder import set_aside
 from matrix_ssl.runs.processes import Processes
 from matrix_ssl.runs.signals import Interrupted
 
-_MOST_OUTPUT = 2**16  # bytes of a job's output that are read for its last line
+_MOST_OUTPUT = 2**16  # bytes of a job's output that are read to find its last line
 
 
-@dataclass(frozen=True, eq=False)  # two cores are two places, though all their values are equal
+@dataclass(frozen=True, eq=False)  # two cores are two places, although all their values are equal
 class Place:
     """Where a job runs."""
 
     device: str  # as ``--device`` takes it
     visible: str | None  # the value of CUDA_VISIBLE_DEVICES
     threads: int  # 0: PyTorch's own choice
-    workers: int = -1  # processes that decode its images, where ``data.workers`` is -1
+    workers: int = -1  # processes that decode the job's images if ``data.workers`` is -1
 
 
 def places(device_type: str, *, jobs: int) -> list[Place]:
-    """A place for each of the ``jobs`` that run at a time; 0: one for each GPU, or for each core of this process."""
+    """A place for each of the ``jobs`` that run at once; 0: one for each GPU, or for each core of this process."""
     if device_type == "cuda":
         import torch
 
         count = torch.cuda.device_count()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        # CUDA ignores a name that is no device, and all after it
+        # CUDA ignores a name that is not a device, and all names after it
         names = [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
         count = jobs or len(names)
         return [Place("cuda", names[i % len(names)], 0, _share(count)) for i in range(count)]
@@ -50,15 +50,15 @@ def places(device_type: str, *, jobs: int) -> list[Place]:
 
 
 def _share(count: int) -> int:
-    """The cores for each of so many jobs."""
+    """The number of cores for each of ``count`` jobs."""
     return max(1, system.cores() // count)
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any] | None:
-    """The result of a job; None while it has not ended, and for the result of other settings.
+    """The result of a job; None if it has not ended, or if the result is for other settings.
 
     Raises:
-        RunFolderError: the result is damaged, or that of a different job.
+        RunFolderError: the result is damaged or belongs to a different job.
     """
     path = out / job.folder / RESULT
     if not path.exists() or _is_outdated(out / job.folder, job):
@@ -70,21 +70,21 @@ def read_result(out: Path, job: Job) -> dict[str, Any] | None:
 
 
 def _is_outdated(folder: Path, job: Job) -> bool:
-    """Whether a folder holds a job with other settings or source, as after a change of a method's defaults or file."""
+    """Whether a folder has a job with other settings or source, as after a change to a method's defaults or file."""
     if not (folder / JOB).exists():
         return False
     values = read_object(folder / JOB, "config")
     try:
         before = configuration.from_dict(values["config"])
-    except ConfigError:  # of another version of this package
+    except ConfigError:  # from another version of this package
         return True
-    if values.get("source") not in (None, _source(job)):  # None: of an earlier version, or a method of this package
+    if values.get("source") not in (None, _source(job)):  # None: from an earlier version, or a method of this package
         return True
     return bool(configuration.differences(with_method(before, file_name), with_method(job.config, file_name)))
 
 
 def _earlier_identity(out: Path, job: Job) -> str:
-    """The identity that an earlier version gave a job, which had the whole path of a method's file in it."""
+    """The identity that an earlier version gave a job, which included the full path of a method's file."""
     values = read_object(out / job.folder / JOB) if (out / job.folder / JOB).exists() else {}
     path = values.get("method")
     if not isinstance(path, str) or path == job.method or file_name(path) != file_name(job.method):
@@ -95,11 +95,11 @@ def _earlier_identity(out: Path, job: Job) -> str:
 
 @functools.cache
 def _digest(method: str) -> str | None:
-    return source_digest(method)  # once: the methods of a comparison are those that it was started with
+    return source_digest(method)  # read once: a comparison keeps the methods that it was started with
 
 
 def _source(job: Job) -> str | None:
-    """The digest of the file of a method that a job trains with; None where it trains none or one of this package."""
+    """The digest of the file of the method that a job trains; None if there is none or it is built in."""
     return _digest(job.config.method.name) if job.stage in ("tuning", "run") else None
 
 
@@ -107,14 +107,14 @@ def run_jobs(
     out: Path, waiting: Callable[[], list[Job]], where: list[Place], *, data_root: Path | None,
     ended: Callable[[Job, dict[str, Any]], None], running: Callable[[list[Job]], None],
 ) -> None:  # fmt: skip
-    """Runs jobs until none is left.
+    """Runs jobs until none are left.
 
     Args:
         waiting: returns the jobs that may run now and have no result yet, the most urgent first; called again whenever
-            one has ended, since what follows may depend on it.
-        where: places, each for one job at a time.
-        ended: called with every job that has ended, and its result or its error.
-        running: called with the running jobs, whenever they change.
+            a job has ended, since what follows may depend on it.
+        where: places, each of which runs one job at a time.
+        ended: called with every job that has ended, and its result or error.
+        running: called with the running jobs whenever they change.
 
     Raises:
         Interrupted: after a signal; the jobs have stopped after a checkpoint.
@@ -149,10 +149,10 @@ def run_jobs(
 def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: Place, data_root: Path | None) -> None:
     folder = out / job.folder
     if _is_outdated(folder, job) and set_aside(folder) is None:
-        (folder / RESULT).unlink(missing_ok=True)  # that of the baselines: they are not a run
+        (folder / RESULT).unlink(missing_ok=True)  # of the baselines, which are not a run
     folder.mkdir(parents=True, exist_ok=True)
     config = job.config
-    if config.data.workers == -1:  # each of the jobs would have a worker for every core
+    if config.data.workers == -1:  # otherwise each of the jobs would have a worker for every core
         config = configuration.override(config, [f"data.workers={min(place.workers, MOST_WORKERS)}"])
     values = {
         "stage": job.stage,
@@ -172,7 +172,7 @@ def _start(processes: Processes[tuple[Job, Place]], out: Path, job: Job, place: 
 
 
 def _reason(folder: Path, code: int) -> str:
-    """Why a process ended without a result, from what it wrote last."""
+    """Why a process ended without a result, according to its last output."""
     lines = read_end(folder / OUTPUT, most=_MOST_OUTPUT).decode(errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"The process ended with {how}: {lines[-1] if lines else 'no output'} (see {folder / OUTPUT})"

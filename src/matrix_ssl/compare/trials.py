@@ -1,4 +1,4 @@
-"""Trials of an earlier comparison for one that differs from it in its runs: their epochs, their seeds, its methods."""
+"""Reuses the trials of an earlier comparison for one with other runs: other epochs, seeds or methods."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ _OF_RUNS = ("budget", "rivals_budget", "seeds", "methods", "reference")
 
 
 def read_rules(earlier: Path) -> dict[str, Any]:
-    """How the trials of a comparison were made, as values of ``Plan``.
+    """The rules by which the trials of a comparison were made, as values of ``Plan``.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has no trials.
         RunFolderError: the folder is not that of a comparison.
     """
     if not (earlier / PLAN).is_file():
@@ -35,10 +35,10 @@ def read_rules(earlier: Path) -> dict[str, Any]:
 
 
 def check_fits(comparison: ComparisonRun, earlier: Path) -> None:
-    """Raises RunFolderError where trials are to be taken from a comparison of other images or settings.
+    """Raises RunFolderError if trials would be taken from a comparison with other images or settings.
 
     Args:
-        comparison: after ``open_data``; where it has all of its trials, nothing is taken.
+        comparison: after ``open_data``; if it has all of its trials, nothing is taken.
     """
     if is_complete(comparison):
         return
@@ -53,9 +53,9 @@ def check_fits(comparison: ComparisonRun, earlier: Path) -> None:
 
 
 def adopt(comparison: ComparisonRun, earlier: Path) -> int:
-    """Takes from a comparison that fits the trials that another lacks, and says how many this one has then.
+    """Copies the trials that a comparison lacks from an earlier one that fits; returns how many it has then.
 
-    Those that the earlier one has not made are still to run.
+    Trials that the earlier one has not made remain to be run.
     """
     plan = comparison.plan
     for method in () if is_complete(comparison) else plan.methods:
@@ -65,7 +65,7 @@ def adopt(comparison: ComparisonRun, earlier: Path) -> int:
                 break
             for job in jobs:
                 (comparison.out / job.folder).mkdir(parents=True, exist_ok=True)
-                for name in (JOB, RESULT):  # in this order, so that no result is without its job
+                for name in (JOB, RESULT):  # in this order, so that there is no result without its job
                     write_json(comparison.out / job.folder / name, read_object(earlier / job.folder / name))
     return sum(len(comparison.tried(method)) for method in plan.methods) * plan.trial_seeds
 

@@ -1,6 +1,6 @@
-"""Settings of a run: their types and ranges, overriding them, views, and the recipes.
+"""Settings of a run: their types and ranges, overrides, views and recipes.
 
-Names are loaded on first use, because a method's file mentions settings and its loss needs PyTorch alone.
+Names are loaded on first use, because a method's file refers to settings while its loss needs only PyTorch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The arrays of .npz files from elsewhere: never a pickle, and never more than there is memory for."""
+"""Arrays of untrusted .npz files: never a pickle, and never more than fits in memory."""
 
 import zipfile
 from collections.abc import Collection
@@ -15,18 +15,18 @@ from matrix_ssl.errors import memory_is_short
 
 
 def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
-    """Those arrays of a file that have one of the names; None: all of them.
+    """The arrays of a file that have one of the names; None: all of them.
 
     Raises:
-        OSError: the file cannot be opened, or is no regular file.
-        ValueError: it is no such archive, is damaged, or unpacks to more than the free memory.
+        OSError: the file cannot be opened, or is not a regular file.
+        ValueError: it is not such an archive, is damaged, or unpacks to more than the free memory.
     """
     with open_file(path) as file:
         return read_open_arrays(file, names)
 
 
 def read_open_arrays(file: FileIO, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
-    """As ``read_arrays``, of a file that is open."""
+    """Like ``read_arrays``, for an open file."""
     needed = 0
     try:
         with zipfile.ZipFile(file) as archive:
@@ -37,7 +37,7 @@ def read_open_arrays(file: FileIO, names: Collection[str] | None = None) -> dict
             return {one.filename.removesuffix(".npy"): _read(archive, one) for one in members}
     except OSError:
         raise
-    except Exception as error:  # damaged bytes make the readers of zip, its compressions and NumPy fail in any way
+    except Exception as error:  # damaged bytes make zip, its decompressors and NumPy fail in any way
         if memory_is_short(error, size=needed):
             raise MemoryError from error
         raise ValueError(why(error)) from error

@@ -1,4 +1,4 @@
-"""``key=value`` on settings, nested values to settings and back, and what differs between two of them."""
+"""Applies ``key=value`` to settings, converts nested values to settings and back, and lists differences."""
 
 import dataclasses
 import difflib
@@ -11,16 +11,16 @@ from matrix_ssl.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
 
-_RENAMED_GROUPS = {"view1": "views.0", "view2": "views.1"}  # of earlier versions, on the command line
+_RENAMED_GROUPS = {"view1": "views.0", "view2": "views.1"}  # earlier versions' names, on the command line
 
-Assignment = str | tuple[str, Any]  # "key=value", or a key and a value that is not text alone; keys are dotted
+Assignment = str | tuple[str, Any]  # "key=value", or a key and a value of any type; keys are dotted
 
 
 def override(settings: Settings, assignments: Iterable[Assignment]) -> Settings:
-    """Applies assignments to a dataclass of settings; of one key, the last one counts.
+    """Applies assignments to a dataclass of settings; the last one for a key wins.
 
-    A number in a key is a place in a list of groups, ``views.0.flip``; the place after the last one is a new group, a
-    copy of the last.
+    A number in a key is an index into a list of groups, as in ``views.0.flip``; the index after the last one adds a
+    group, a copy of the last.
 
     Raises:
         ConfigError: an assignment has no ``=``, its key is unknown, or its value has the wrong type or is out of range.
@@ -34,7 +34,7 @@ def override(settings: Settings, assignments: Iterable[Assignment]) -> Settings:
 
 
 def split_assignment(assignment: str) -> tuple[str, str]:
-    """Key and text of ``key=value``; raises ConfigError where there is no key or no ``=``."""
+    """Key and text of ``key=value``; raises ConfigError if there is no key or no ``=``."""
     key, separator, text = (part.strip() for part in assignment.partition("="))
     if not separator or not key:
         raise ConfigError(f"--set {assignment!r}: write key=value, for example epochs=50.")
@@ -42,10 +42,10 @@ def split_assignment(assignment: str) -> tuple[str, str]:
 
 
 def check_agreement(assignments: Iterable[Assignment], options: Mapping[str, tuple[str, Any]]) -> None:
-    """Refuses an assignment that says something else than an option of the same meaning.
+    """Refuses an assignment that contradicts an option with the same meaning.
 
     Args:
-        options: by the key of the setting, the option as the user knows it and its value; None: it was not given.
+        options: for each setting's key, the option's name as the user knows it and its value; None: not given.
 
     Raises:
         ConfigError: both are given and differ.
@@ -59,20 +59,21 @@ def check_agreement(assignments: Iterable[Assignment], options: Mapping[str, tup
 
 
 def _text(value: Any) -> str:
-    """A value as an assignment has it."""
+    """A value as an assignment writes it."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Builds a dataclass of settings from nested plain values by name; text is parsed, and what is missing takes its
-    default. ``prefix`` is the dotted key of the group with a dot after it, for messages.
+    """Builds a dataclass of settings from nested plain values by name; text is parsed, and defaults fill the rest.
+
+    ``prefix`` is the dotted key of the group with a trailing dot, for messages.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
-    kind: Any = cls  # mypy takes a class whose instances have no hash for one without
+    kind: Any = cls  # mypy takes a class with unhashable instances for an unhashable class
     hints = _hints(kind)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}={values!r}: expected a group of settings: {', '.join(hints)}.")
@@ -109,7 +110,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str]) -> list[str]:
     """Lines ``key: old -> new`` for the values of nested mappings that differ, except where ``but`` names the key.
 
-    Tuples equal lists, as in JSON. A digest that the old one, of an earlier version, lacks agrees with any.
+    Tuples equal lists, as in JSON. A digest that ``old``, from an earlier version, lacks agrees with any.
     """
     before, after = (
         {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(values)}
@@ -159,7 +160,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _at(groups: list[dict[str, Any]], place: str, key: str) -> dict[str, Any] | None:
-    """The group of settings at a place of a list."""
+    """The group of settings at an index of a list; the one after the last is new, a copy of it."""
     if not place.isdecimal():
         return None
     if int(place) > len(groups):
@@ -173,7 +174,7 @@ def _at(groups: list[dict[str, Any]], place: str, key: str) -> dict[str, Any] | 
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """As ``did_you_mean``; a key without its group finds the settings of that name in every group."""
+    """Like ``did_you_mean``, but a key without its group finds the settings of that name in every group."""
     text, name = did_you_mean(key, known), key.rpartition(".")[2]
     near = difflib.get_close_matches(name, {other.rpartition(".")[2] for other in known}, n=1)
     same = [repr(other) for other in known if other.rpartition(".")[2] in near]

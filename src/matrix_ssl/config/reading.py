@@ -10,13 +10,13 @@ READING = ("white_level", "channels", "value_range", "pages")  # settings of the
 
 @dataclass(frozen=True)
 class Reading:
-    """What decides the pixels of a file beside its bytes; the settings ``data.*`` of the same names describe each.
+    """What determines the pixels of a file besides its bytes: the settings ``data.*`` of the same names.
 
     Attributes:
-        channels: 1 to 16: so many, with all of their bits, as numbers in [0, 1]; 0: three colours of 8 bits; -1: as
+        channels: 1 to 16: that many, with all of their bits, as numbers in [0, 1]; 0: three colours of 8 bits; -1: as
             many as the first image has.
         white_level: the level of white in images of more than 8 bits; 0: that of their format.
-        value_range: the values that become 0 and 1 where there are ``channels``; None: those of the format.
+        value_range: the values that become 0 and 1 if ``channels`` is not 0; None: those of the format.
         pages: which pages or frames of a file are images: the first, each, or all together as channels of one.
     """
 

@@ -1,7 +1,7 @@
 """The complete description of a run, as frozen dataclasses that become ``config.json`` and come back unchanged.
 
-Types and ranges stand beside the fields and hold wherever an instance is built. Settings of a method are keywords of
-its class (``method.ridge`` is ``ridge``), and ``matrix_ssl.methods`` checks them against it.
+Types and ranges stand beside the fields and are checked whenever an instance is built. Settings of a method are keyword
+arguments of its class (``method.ridge`` is ``ridge``), and ``matrix_ssl.methods`` checks them against it.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ MOST_SIDE = 4096  # pixels of a view
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# settings that do not decide what a run computes: moved data or weights make the same run, as their digests say
+# settings that do not affect what a run computes; data or weights may move, since their digests identify them
 MAY_CHANGE = (
     "data.source", "data.workers", "data.max_unreadable", "start.reference", "start.origin", "log_every",
     "checkpoint_every", "keep_checkpoints", "max_bad_steps",
 )  # fmt: skip
 
-_MOST_VIEWS = 1000  # of an image
-# names of earlier versions, which their run folders keep: counts in JSON files, and recipes
+_MOST_VIEWS = 1000  # per image
+# names from earlier versions, which old run folders still contain: counts in JSON files, and recipes
 RENAMED_COUNTS = {
     "pictures": "images", "pictures_without_instances": "images_without_instances",
     "training_pictures": "training_images",
@@ -71,7 +71,7 @@ class DataConfig:
     view_backend: Literal["torch", "opencv"] = "torch"
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless mean and deviation have as many channels, and the range two increasing numbers."""
+        """Raises ConfigError unless mean and std fit each other and the channels, and the range is increasing."""
         count = len(self.mean)
         if count > MOST_CHANNELS or len(self.std) != count or min(self.std, default=1.0) <= 0:
             pair = f"data.mean={self.mean}, data.std={self.std}"
@@ -94,7 +94,7 @@ class DataConfig:
 
 @settings
 class ViewConfig:
-    """Random changes that make some views; every probability and strength of zero switches its change off."""
+    """Random augmentations that make some of the views; a probability or strength of zero switches one off."""
 
     count: PositiveInt = 1  # views of every image that are made in this way
     image_size: Annotated[int, Ge(0), Le(MOST_SIDE)] = 0  # side of the square views, in pixels; 0: data.image_size
@@ -153,7 +153,7 @@ class OptimizerConfig:
 
 @settings
 class StartConfig:
-    """The weights that a run starts with, all filled in but the reference; empty: every network is initialised."""
+    """The weights that a run starts from, filled in except for the reference; empty: all networks are initialised."""
 
     reference: str = ""  # as for ``encoder.open_encoder``
     origin: str = ""  # of the weights, in words, with the number of their tensors
@@ -197,7 +197,7 @@ class RunConfig:
     max_bad_steps: PositiveInt = 3  # steps in a row with a loss or gradient that is not finite before the run stops
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless there are views; how many a method needs is for ``training.setup``."""
+        """Raises ConfigError if there are no views or too many; ``training.setup`` checks how many a method needs."""
         if not self.views:
             raise ConfigError("views: an image needs one view or more. Use --set views.0.count=2.")
         if (count := sum(view.count for view in self.views)) > _MOST_VIEWS:
@@ -210,20 +210,20 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """A configuration from nested plain values, also from those of an earlier version; raises as ``build``."""
+    """A configuration from nested plain values, including an earlier version's; raises the errors of ``build``."""
     data = values.get("data") if isinstance(values, Mapping) else None
     values = {**values, "data": current_names(data)} if isinstance(data, dict) else values
     return build(RunConfig, current_names(values) if isinstance(values, dict) else values)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Lines ``key: old -> new`` for every value that would make it a different run."""
+    """Lines ``key: old -> new`` for every difference that would make it a different run."""
     recipe = RENAMED_RECIPES.get(old.recipe, old.recipe)
     return changes(to_dict(dataclasses.replace(old, recipe=recipe)), to_dict(new), but=MAY_CHANGE)
 
 
 def identifying(config: RunConfig) -> dict[str, Any]:
-    """The settings by which a run differs from every other: those that are not at their defaults, by dotted key."""
+    """The settings that identify a run: those that are not at their defaults, by dotted key."""
     config = dataclasses.replace(config, recipe=RENAMED_RECIPES.get(config.recipe, config.recipe))
     defaults = _defaults()
     return {
@@ -233,7 +233,7 @@ def identifying(config: RunConfig) -> dict[str, Any]:
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:
-    """The settings by dotted key, as JSON gives them back."""
+    """The settings by dotted key, as they come back from JSON."""
     return dict(flatten(json.loads(json.dumps(to_dict(config)))))
 
 
@@ -243,7 +243,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """One object of a run folder's JSON with today's keys; a class of images may be called as an old key of a count."""
+    """One object of a run folder's JSON with current keys; a class of images may share its name with an old count."""
     values = {RENAMED_COUNTS.get(key, key) if isinstance(value, int) else key: value for key, value in values.items()}
     old = [name for name in ("view1", "view2") if isinstance(values.get(name), dict)]
     if old and "views" not in values:  # a run of exactly two views

@@ -1,7 +1,7 @@
-"""What differs between Linux, macOS and Windows, all of it: locks, signals, limits, memory.
+"""Everything that differs between Linux, macOS and Windows: locks, signals, limits, memory.
 
-Modules that Windows lacks are imported here alone; every function says what it does without them. The tests run on
-Linux, where they take ``fcntl`` and ``resource`` away for the path of Windows.
+Modules that Windows lacks are imported only here; every function says what it does without them. The tests run on
+Linux, where they remove ``fcntl`` and ``resource`` to take the path of Windows.
 """
 
 import contextlib
@@ -32,32 +32,32 @@ try:
 except ImportError:  # Windows
     fcntl = resource = None  # type: ignore[assignment]
 
-# what stops a program after a checkpoint; Windows has Ctrl-Break instead of SIGUSR1
+# signals that stop a program after a checkpoint; Windows has Ctrl-Break instead of SIGUSR1
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
 )
-SHARED_MEMORY = Path("/dev/shm")  # through which the workers of Linux send batches
-MOVES_HELD_FOLDERS = fcntl is not None  # Windows renames no folder while a file in it is open
+SHARED_MEMORY = Path("/dev/shm")  # through which workers send batches on Linux
+MOVES_HELD_FOLDERS = fcntl is not None  # Windows cannot rename a folder while a file in it is open
 
 _CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup"), ("memory.max", "memory.current")),
     (Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
 )
-_CPU_QUOTAS = (  # a quota and the period that it is for
+_CPU_QUOTAS = (  # a quota and its period
     (Path("/sys/fs/cgroup"), ("cpu.max",)),
     (Path("/sys/fs/cgroup/cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
 )
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-_choosing = threading.Lock()  # while a lock is taken
+_choosing = threading.Lock()  # held while a lock is taken
 _holders: dict[tuple[int, int, int], int] = {}  # the thread of this process that holds a file
-_SECONDS_BETWEEN_LOOKS = 1.0  # at a parent, where the system does not report its end
+_SECONDS_BETWEEN_LOOKS = 1.0  # between checks of a parent whose end the system does not report
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file until the block ends or the process dies; by the package filelock where there is no ``fcntl``.
+    """Holds a lock file until the block ends or the process dies; uses the package filelock without ``fcntl``.
 
-    A thread that holds it already may hold it again in a block within.
+    A thread that holds it already may take it again in a nested block.
 
     Raises:
         BlockingIOError: another process holds it, or another thread of this one.
@@ -65,7 +65,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     thread, taken = threading.get_ident(), contextlib.ExitStack()
     with _choosing, taken:
-        # locks of fcntl are those of a process: a second one succeeds, and its end gives up the first one as well
+        # fcntl locks belong to a process: a second one succeeds, and releasing it releases the first one as well
         place = _identity(path)
         is_mine = _holders.get(place) == thread
         if place in _holders and not is_mine:
@@ -95,7 +95,7 @@ def _take_lock(path: Path, stack: contextlib.ExitStack) -> None:
     else:
         file = stack.enter_context(open_lock(path))
         try:
-            # not flock: worker processes would inherit it and hold it for seconds after the main one was killed
+            # not flock: worker processes would inherit it and hold it for seconds after the main process was killed
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except OSError:
@@ -105,7 +105,7 @@ def _take_lock(path: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """The file of a path, for this process and not for one that was forked off; zeros where there is none."""
+    """Identifies a path's file for this process, and not for a fork of it; zeros if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -114,14 +114,14 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 def claim(descriptor: int) -> None:
-    """Marks an open file as in use until this process closes it or dies; Windows keeps open files by itself."""
+    """Marks an open file as in use until this process closes it or dies; Windows protects open files by itself."""
     if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether no process has a file in use that ``claim`` has marked."""
+    """Whether a file that ``claim`` has marked is no longer in use by any process; False on Windows."""
     if fcntl is None:
         return False
     try:
@@ -141,7 +141,7 @@ def give_usual_permissions(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder outlive a crash of the machine; Windows opens no folder and needs no such call."""
+    """Makes a rename in a folder survive a crash of the machine; Windows cannot open folders and needs no such call."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -152,7 +152,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_file_limit() -> int | None:
-    """How many files this process may have open; None where there is no such limit."""
+    """How many files this process may have open; None if there is no limit."""
     if resource is None:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -160,15 +160,15 @@ def open_file_limit() -> int | None:
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use; in a container those of its quota, rounded up."""
+    """Number of CPU cores that this process may use; in a container, at most its quota, rounded up."""
     return min([_visible_cores(), *_quota()])
 
 
 def limit_threads() -> None:
-    """Lets libraries that are imported later begin as many threads as the quota of a container has cores.
+    """Limits libraries that are imported later to as many threads as a container's quota has cores.
 
-    They count the cores of the machine, and the system would halt them for most of the time. A number of threads that
-    the user has chosen stays.
+    They count the cores of the machine, and the system would throttle them most of the time. A number of threads that
+    the user has chosen is kept.
     """
     if cores() < _visible_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
@@ -179,19 +179,19 @@ def _visible_cores() -> int:
 
 
 def _quota() -> list[int]:
-    """The cores of the quota of a container, if it has one."""
+    """The cores of a container's quota, if it has one."""
     for folder, names in _CPU_QUOTAS:
         try:
             quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
         except (OSError, ValueError):  # no such limit, or "max"
             continue
-        if quota > 0 and period > 0:  # -1 is none
+        if quota > 0 and period > 0:  # -1 means no quota
             return [math.ceil(quota / period)]
     return []
 
 
 def local_processes() -> int:
-    """How many processes a launcher such as ``torchrun`` has started on this machine; ConfigError for no number."""
+    """How many processes a launcher such as ``torchrun`` has started on this machine; ConfigError for a bad number."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"LOCAL_WORLD_SIZE={text}: expected a number of processes; start them by torchrun.")
@@ -199,7 +199,7 @@ def local_processes() -> int:
 
 
 def processor() -> str:
-    """The CPU as its maker calls it, or what the system says about it."""
+    """The CPU's model name, or what the system reports about it."""
     name: str | None = None
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
@@ -213,7 +213,7 @@ def processor() -> str:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory that this process may have, and how many of them are free; a container may limit both."""
+    """Bytes of memory that this process may use, and how many of them are free; a container may limit both."""
     total, free = psutil.virtual_memory()[:2]
     for folder, names in _CONTAINER_LIMITS:
         try:
@@ -226,8 +226,8 @@ def memory() -> tuple[int, int]:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has taken."""
-    if sys.platform == "linux":  # its ru_maxrss also knows what the process that started this one had taken
+    """Peak memory of this process in bytes."""
+    if sys.platform == "linux":  # its ru_maxrss includes the peak of the process that started this one
         if match := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(match[1]) * 2**10
     if resource is None:
@@ -236,9 +236,9 @@ def peak_memory() -> int:
 
 
 def run_apart(work: Callable[[], bytes], *, memory: int, seconds: float) -> bytes | None:
-    """What a function returns in a copy of this process, which may take so much more memory and time of computing.
+    """What a function returns in a fork of this process, with so many more bytes of memory and seconds of CPU time.
 
-    Nothing where the copy exceeded the time; None where the system makes no copies.
+    Empty if the fork failed or exceeded the time; None if the system cannot fork.
     """
     if not hasattr(os, "fork"):
         return None
@@ -265,7 +265,7 @@ def run_apart(work: Callable[[], bytes], *, memory: int, seconds: float) -> byte
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in a block that computes for longer, in the main thread; Windows has no such timer."""
+    """Raises TimeoutError in a block that uses more CPU time, in the main thread only; Windows has no such timer."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -283,19 +283,19 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def own_group() -> dict[str, Any]:
-    """Arguments of ``subprocess.Popen`` that keep Ctrl-C from a process: its parent alone decides."""
+    """Arguments of ``subprocess.Popen`` that keep Ctrl-C from a process: only its parent decides."""
     if os.name == "posix":
         return {"start_new_session": True}
     return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
 
 
 def forward(number: int, process: "subprocess.Popen[bytes]") -> None:
-    """Sends a stopping signal on to a process of ``own_group``; on Windows Ctrl-Break, the only one that it can get."""
+    """Forwards a stopping signal to a process of ``own_group``; on Windows Ctrl-Break, the only one it can receive."""
     process.send_signal(number if os.name == "posix" else signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
 
 
 def outlive_signals(seconds: int) -> None:
-    """Lets a worker ignore Ctrl-C and outlive SIGTERM by some seconds: both reach the whole group, the parent decides.
+    """Lets a worker ignore Ctrl-C and outlive SIGTERM by some seconds: both reach the whole group; the parent decides.
 
     Windows has neither SIGALRM nor a SIGTERM for groups; there a worker ends when its parent closes it.
     """
@@ -306,7 +306,7 @@ def outlive_signals(seconds: int) -> None:
 
 @contextmanager
 def child_handler_kept() -> Iterator[None]:
-    """Puts back the handler of SIGCHLD that the block replaces; Windows has no such signal."""
+    """Restores the handler of SIGCHLD that the block replaces; Windows has no such signal."""
     usable = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if usable else None
     yield
@@ -315,9 +315,9 @@ def child_handler_kept() -> Iterator[None]:
 
 
 def end_with_parent(parent: int) -> None:
-    """Lets this process get SIGTERM when the process ``parent``, which started it, has ended.
+    """Sends SIGTERM to this process when ``parent``, the process that started it, has ended.
 
-    The kernel of Linux sends it at once; elsewhere a thread looks every second.
+    The Linux kernel sends it at once; elsewhere a thread checks every second.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

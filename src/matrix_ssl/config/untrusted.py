@@ -1,8 +1,8 @@
-"""Files and texts from elsewhere: only regular files are opened, only so much is read, and JSON is of bounded depth.
+"""Untrusted files and texts: only regular files are opened, and the size of files and the depth of JSON are bounded.
 
-A run folder, a dataset, a checkpoint or a model may come from somebody else. A link, a pipe or a device in the place
-of a file is then an error of the system, ``OSError``, at once; text that no program of ours writes is a ``ValueError``.
-``docs/security.md`` states the bounds.
+A run folder, a dataset, a checkpoint or a model may come from somebody else. A pipe or a device in place of a file, or
+a link in place of a file to write, raises ``OSError`` at once; text that none of our programs writes raises
+``ValueError``. ``docs/security.md`` states the bounds.
 """
 
 import codecs
@@ -21,10 +21,10 @@ from typing import IO, Any
 MIB, GIB = 2**20, 2**30
 MOST_JSON = 64 * MIB  # of one JSON file of a run or a model
 MOST_TEXT = 2 * GIB  # of one file of questions or annotations, and of what it unpacks to
-DEEPEST_JSON = 64  # lists and objects in each other
-_MOST_DIGITS = 19  # of an integer: those of 64 bits
-MOST_DIGITS = 1000  # where what is read is checked as a number of its own kind
-_PIECE = 16 * MIB  # bytes that are unpacked at a time
+DEEPEST_JSON = 64  # levels of lists and objects
+_MOST_DIGITS = 19  # of a 64-bit integer
+MOST_DIGITS = 1000  # where the reader checks its numbers itself
+_PIECE = 16 * MIB  # bytes that are read or unpacked at a time
 
 
 class NestingError(ValueError):
@@ -32,22 +32,22 @@ class NestingError(ValueError):
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the home folder for ``~``; a ``~name`` that is no user's stays, as in a shell."""
+    """A path with ``~`` replaced by the home folder; a ``~name`` without such a user stays, as in a shell."""
     return Path(os.path.expanduser(path))  # noqa: PTH111, which fails for ~nobody
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether there is a file or a folder; never for what is no name, as it is too long or holds a zero byte."""
+    """Whether there is a file or a folder; False for an invalid name, one that is too long or has a zero byte."""
     return os.path.exists(path)  # noqa: PTH110, which fails for such a name
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a regular file; for what is no name as ``is_there``."""
+    """Whether there is a regular file; False for an invalid name, as with ``is_there``."""
     return os.path.isfile(path)  # noqa: PTH113, as above
 
 
 def open_file(path: str | Path) -> FileIO:
-    """Opens a regular file for reading, and nothing else: it waits for no pipe and touches no device.
+    """Opens a regular file, and nothing else, for reading: it never waits for a pipe or touches a device.
 
     Raises:
         OSError: as ``open`` does; IsADirectoryError for a folder, EINVAL for a pipe, a device or a socket.
@@ -57,12 +57,12 @@ def open_file(path: str | Path) -> FileIO:
 
 
 def open_to_append(path: str | Path) -> FileIO:
-    """Opens a regular file, or a new one, for appending; OSError as ``open_file``, and ELOOP for a link."""
+    """Opens a regular file, or a new one, for appending; OSError as for ``open_file``, and ELOOP for a link."""
     return _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, "ab")
 
 
 def append(path: str | Path, content: bytes) -> None:
-    """Adds bytes to the end of a regular file, all of them; OSError as ``open_to_append``."""
+    """Appends bytes, all of them, to a regular file; OSError as for ``open_to_append``."""
     rest = memoryview(content)
     with open_to_append(path) as file:
         while rest:
@@ -70,12 +70,12 @@ def append(path: str | Path, content: bytes) -> None:
 
 
 def open_lock(path: str | Path) -> FileIO:
-    """Opens a regular file, or a new one, for locking; what it holds stays. OSError as ``open_to_append``."""
+    """Opens a regular file, or a new one, for locking, and keeps its content; OSError as for ``open_to_append``."""
     return _opened(path, os.O_RDWR | os.O_CREAT | _NO_LINK, "r+b")
 
 
 def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
-    """The content of a regular file; OSError as ``open_file``, and EFBIG for more than ``most`` bytes."""
+    """The content of a regular file; OSError as for ``open_file``, and EFBIG for more than ``most`` bytes."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(most)
@@ -83,7 +83,7 @@ def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
 
 
 def each_line(path: str | Path, *, most: int = MOST_TEXT) -> Iterator[bytes]:
-    """The lines of a regular file with their ends, one at a time; OSError as ``read_file``."""
+    """The lines of a regular file with their ends, one at a time; OSError as for ``read_file``."""
     with open_file(path) as file, BufferedReader(file) as lines:
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(most)
@@ -91,20 +91,20 @@ def each_line(path: str | Path, *, most: int = MOST_TEXT) -> Iterator[bytes]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a regular file, 64 hexadecimal digits; OSError as ``open_file``."""
+    """The SHA-256 of a regular file, 64 hexadecimal digits; OSError as for ``open_file``."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_end(path: str | Path, *, most: int) -> bytes:
-    """The last ``most`` bytes of a regular file, all of a smaller one; OSError as ``open_file``."""
+    """The last ``most`` bytes of a regular file, or all of a smaller one; OSError as for ``open_file``."""
     with open_file(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most) or b""
 
 
 def read_at_most(file: IO[bytes] | FileIO, most: int) -> bytes:
-    """The rest of an open file; OSError with EFBIG where that is more than ``most`` bytes."""
+    """The rest of an open file; OSError with EFBIG if that is more than ``most`` bytes."""
     parts, size = [], 0
     while part := file.read(min(_PIECE, most + 1 - size)):
         parts.append(part)
@@ -115,11 +115,11 @@ def read_at_most(file: IO[bytes] | FileIO, most: int) -> bytes:
 
 
 def decompress(content: bytes, *, most: int = MOST_TEXT) -> bytes:
-    """The content of a gzip file, of several members too.
+    """The content of a gzip file, which may have several members.
 
     Raises:
         OSError: it unpacks to more than ``most`` bytes.
-        EOFError: it is cut.
+        EOFError: it is truncated.
         zlib.error: it is damaged.
     """
     parts, size, rest = [], 0, content
@@ -139,7 +139,7 @@ def decompress(content: bytes, *, most: int = MOST_TEXT) -> bytes:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text without their ends, which are those of files: form feeds and U+2028 are within a line."""
+    """The lines of a text without their line ends, as in a file: form feeds and U+2028 do not end a line."""
     return [line.removesuffix("\n") for line in StringIO(text, newline=None)]
 
 
@@ -149,11 +149,11 @@ def parse_json(
     change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     digits: int = _MOST_DIGITS,
 ) -> Any:
-    """The value of JSON; ``change`` is applied to every object.
+    """The parsed value of JSON; ``change`` is applied to every object.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is nested deeper than ``DEEPEST_JSON``, repeats a key of an object or holds
-            an integer of more than 64 bits, or more than ``digits`` where that is another number.
+        ValueError: it is not JSON in UTF-8, is nested deeper than ``DEEPEST_JSON``, repeats a key of an object, or has
+            an integer of more than 64 bits or, if ``digits`` is given, of more characters than that.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
 
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, nor the next ones
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither this flag nor the next ones
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 

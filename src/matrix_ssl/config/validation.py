@@ -1,4 +1,4 @@
-"""Settings that pydantic checks, with one sentence for every mistake: key, value and what is expected there."""
+"""Settings checked by pydantic, with a one-sentence message for a mistake: key, value and what is expected."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1), "a number above 0 and below 1"]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 
-_BOOLEANS = ("true", "false", "True", "False")  # the texts that are read as one; "yes" and "1" are not
+_BOOLEANS = ("true", "false", "True", "False")  # the texts that are read as booleans; "yes" and "1" are not
 _NAMES = {
     int: "an integer", float: "a finite number", str: "text", bool: "true or false", type(None): "none",
     Any: "any value",
@@ -28,9 +28,9 @@ _NAMES = {
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[Checked]) -> type[Checked]:
-    """Makes a class a frozen dataclass whose fields keep to their types and ranges, as ``epochs: PositiveInt = 100``.
+    """Makes a class a frozen dataclass with fields of checked type and range, such as ``epochs: PositiveInt = 100``.
 
-    A check of several fields belongs into ``__post_init__``. Building an instance raises ConfigError for an unknown or
+    Checks across several fields belong in ``__post_init__``. Building an instance raises ConfigError for an unknown or
     missing field, a wrong type, and a value out of range.
     """
     strict = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -57,10 +57,10 @@ def settings(cls: type[Checked]) -> type[Checked]:
 
 
 def check_type(value: Any, expected: Any, key: str) -> Any:
-    """Returns ``value`` as a type: a number, bool, text, Literal, tuple or union, with its range where it is Annotated.
+    """Returns ``value`` as a number, bool, text, Literal, tuple or union, within its range if the type is Annotated.
 
-    Text is parsed: commas separate the values of a tuple, semicolons tuples in a tuple, ``none`` is None, and what
-    begins with a bracket is JSON where a list or a dictionary is expected. Raises ConfigError.
+    Text is parsed: commas separate the values of a tuple, semicolons the tuples of a tuple, ``none`` is None, and text
+    that begins with a bracket is JSON where a list or a dictionary is expected. Raises ConfigError if it does not fit.
     """
     plain, origin = _plain(expected), get_origin(_plain(expected))
     if origin in (Union, types.UnionType) and isinstance(value, str):
@@ -74,15 +74,15 @@ def check_type(value: Any, expected: Any, key: str) -> Any:
         raise _refused(value, expected, key) from None
     if isinstance(result, bool) != isinstance(value, bool) and value not in _BOOLEANS:
         raise _refused(value, expected, key)  # pydantic takes true for 1, and "yes" for true
-    if isinstance(result, int) and not -(2**63) <= result < 2**63:  # which a run folder could not be read back with
+    if isinstance(result, int) and not -(2**63) <= result < 2**63:  # a run folder with it could not be read back
         raise ConfigError(f"{key}={value!s:.40}: expected an integer of at most {2**63 - 1}.")
     return result
 
 
 def expectation(expected: Any) -> str:
-    """What a type and its range let a value be, in words: ``an integer of at least 1``.
+    """Describes the values that a type and its range allow: ``an integer of at least 1``.
 
-    Text among the annotations of a type, ``Annotated[tuple[float, ...], check, "numbers that rise"]``, says it itself.
+    Text among the annotations of a type, ``Annotated[tuple[float, ...], check, "numbers that rise"]``, is used as is.
     """
     plain, members, marks = _plain(expected), get_args(_plain(expected)), getattr(expected, "__metadata__", ())
     origin = get_origin(plain)
@@ -125,7 +125,7 @@ def _adapter(expected: Any) -> TypeAdapter[Any]:
 
 
 def _parse(value: Any, plain: Any, origin: Any) -> Any:
-    """Text as what pydantic reads; everything else, and text that it reads by itself, as it is."""
+    """Text as what pydantic reads; everything else, and text that pydantic reads by itself, is unchanged."""
     if not isinstance(value, str):
         return value
     if plain is type(None):

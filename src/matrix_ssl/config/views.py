@@ -1,4 +1,4 @@
-"""The policies of random views that papers share, and images of which everything is measured."""
+"""Augmentation policies that several papers share, and settings for images of which everything is measured."""
 
 import dataclasses
 
@@ -6,9 +6,9 @@ from matrix_ssl.config import DataConfig, ViewConfig
 
 
 def asymmetric_views(*, smallest_crop: float = 0.2) -> tuple[ViewConfig, ViewConfig]:
-    """The two views of BYOL and MoCo v3: the first always blurred, the second sometimes blurred or solarised.
+    """The two views of BYOL and MoCo v3: the first is always blurred, the second sometimes blurred or solarised.
 
-    BYOL, Barlow Twins and VICReg crop down to 0.08 of the image, MoCo v3 and Matrix-SSL to 0.2.
+    BYOL, Barlow Twins and VICReg crop down to 0.08 of the image, MoCo v3, MEC and Matrix-SSL to 0.2.
 
     Reference: Grill et al., NeurIPS 2020, table 6; Chen, Xie and He, ICCV 2021, appendix A, with its code's jitter.
     """
@@ -27,11 +27,11 @@ def asymmetric_views(*, smallest_crop: float = 0.2) -> tuple[ViewConfig, ViewCon
 
 
 def symmetric_view(*, smallest_crop: float = 0.2, strength: float = 0.5) -> ViewConfig:
-    """The view of SimCLR, which both views of MoCo v2, SimSiam and MEC follow with half the colour jitter.
+    """The view of SimCLR; with half the colour jitter, both views of MoCo v2 and SimSiam.
 
     Args:
         smallest_crop: 0.08 in SimCLR, 0.2 in the others.
-        strength: of the colour jitter: 1 in SimCLR, 0.5 in the others, which leave the hue at 0.1 as it then is.
+        strength: of the colour jitter: 1 in SimCLR, 0.5 in the others, which also gives their hue of 0.1.
 
     Reference: Chen, Kornblith, Norouzi and Hinton, ICML 2020, appendix A; Chen, Fan, Girshick and He, 2020, section 3.
     """
@@ -49,5 +49,5 @@ def symmetric_view(*, smallest_crop: float = 0.2, strength: float = 0.5) -> View
 
 
 def measured_images(data: DataConfig) -> DataConfig:
-    """Images that keep all of their channels and bits, whose channels, range, mean and deviation are measured."""
+    """Settings for images that keep all channels and bits, with channels, range, mean and deviation measured."""
     return dataclasses.replace(data, channels=-1, mean=(), std=())

@@ -1,4 +1,4 @@
-"""Encoders: building and loading those of runs, importing those of other programs, exporting ours for them."""
+"""Encoders: building and loading those of runs, importing from other programs, and exporting to them."""
 
 from matrix_ssl.encoder.loading import Weights, initialise_encoder, load_encoder
 

@@ -1,4 +1,4 @@
-"""Architectures by the shapes of their tensors, and encoders that only look like one of them."""
+"""Identifies architectures by the shapes of their tensors, and refuses encoders that only look like one of them."""
 
 import math
 import re
@@ -14,22 +14,22 @@ from matrix_ssl.config import NetworkConfig, check_type
 from matrix_ssl.config.untrusted import parse_json
 from matrix_ssl.errors import OFFERED, CheckpointError, ConfigError
 
-IMAGE_SIZE = 224  # of encoders that take any size and do not record that of their training
+IMAGE_SIZE = 224  # for encoders that take any size and do not record the one they were trained with
 RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
            "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")  # fmt: skip
-# vision transformers by width and side of the patch
+# vision transformers by width and patch size
 _TORCHVISION_VITS = {(768, 16): "vit_b_16", (768, 32): "vit_b_32", (1024, 16): "vit_l_16", (1024, 32): "vit_l_32",
                      (1280, 14): "vit_h_14"}  # fmt: skip
 _TIMM_VITS = {(192, 16): "tiny_patch16", (384, 16): "small_patch16", (768, 16): "base_patch16",
               (1024, 16): "large_patch16", (384, 32): "small_patch32", (768, 32): "base_patch32",
               (384, 8): "small_patch8", (768, 8): "base_patch8", (1280, 14): "huge_patch14"}  # fmt: skip
 _DINOV2 = {384: "small", 768: "base", 1024: "large"}  # with patches of 14 pixels
-EFFICIENTNET_LITE0 = "timm/tf_efficientnet_lite0"  # pads as TensorFlow, has its epsilon; timm/efficientnet_lite0 not
+EFFICIENTNET_LITE0 = "timm/tf_efficientnet_lite0"  # TensorFlow's padding and epsilon, unlike timm/efficientnet_lite0
 _POSITIONS = {"patch_embed.proj.weight": "pos_embed", "conv_proj.weight": "encoder.pos_embedding"}
 
 
 def saved(metadata: Mapping[str, str], name: str, kind: Any, default: Any) -> Any:
-    """A setting of the type ``kind`` that this package wrote into the metadata of a file; the default if absent."""
+    """A setting of type ``kind`` that this package wrote into the metadata of a file; the default if absent."""
     if name not in metadata:
         return default
     try:
@@ -52,7 +52,7 @@ def candidates(first: str, shape: torch.Size) -> tuple[str, ...]:
 
 
 def is_resnet(name: str) -> bool:
-    """Whether an architecture is one of torchvision's ResNets, ResNeXts and wide ResNets."""
+    """Whether an architecture is one of torchvision's ResNets, ResNeXts or wide ResNets."""
     return name in RESNETS
 
 
@@ -72,13 +72,13 @@ def describe(name: str, first: torch.Size, metadata: Mapping[str, str]) -> Netwo
 def first_convolution(
     name: str, metadata: Mapping[str, str], *, image_size: int | None, channels: int
 ) -> tuple[str, int]:
-    """The tensor that takes images, its name and number of input channels; arguments as ``choose_image_size``.
+    """The name and input channels of the tensor that takes images; arguments as for ``choose_image_size``.
 
-    It is the first of four dimensions with the channels of the images, or, where pixels become channels before it, as
-    in TResNet, the first of four dimensions at all.
+    It is the first four-dimensional tensor with the images' number of channels or, if pixels become channels before
+    it, as in TResNet, simply the first four-dimensional tensor.
 
     Raises:
-        ConfigError: the architecture has none, as where patches pass a linear layer.
+        ConfigError: the architecture has none, for example because patches pass through a linear layer.
     """
     network = NetworkConfig(
         encoder=name,
@@ -95,7 +95,7 @@ def first_convolution(
 
 @lru_cache(maxsize=16)
 def outline(network: NetworkConfig, *, image_size: int, channels: int) -> nn.Module:
-    """An encoder without values: names and shapes alone, no memory and no random numbers. Shared: do not change it."""
+    """An encoder without values, only names and shapes: no memory and no random numbers. Shared: do not modify it."""
     with torch.device("meta"):
         return networks.build_encoder(
             network.encoder,
@@ -116,18 +116,18 @@ def choose_image_size(
     named: NetworkConfig | None = None,
     channels: int = 3,
 ) -> int:
-    """Side of the images, in pixels: the requested one, or that of the encoder, fixed in vision transformers.
+    """The image size in pixels: the requested one, or the encoder's own, which vision transformers fix.
 
     Args:
-        named: the architecture, where it is known. One that has positions and is no plain vision transformer, such as
-            Hiera, may have several of them in a patch.
+        named: the architecture, if it is known. One that has positions without being a plain vision transformer, such
+            as Hiera, may have several of them in a patch.
     """
     usual = requested or saved(metadata, "image_size", int, IMAGE_SIZE)
     for first, positions in _POSITIONS.items():
         if first in tensors and positions in tensors:
             if named and _shape(positions, named, image_size=usual, channels=channels) == tensors[positions].shape:
                 return usual
-            patches = math.isqrt(tensors[positions].shape[1])  # its square, and one token for the class
+            patches = math.isqrt(tensors[positions].shape[1])  # the square of this, plus a class token
             size = patches * tensors[first].shape[3]
             if requested not in (None, size):
                 use = OFFERED.first(f"use --image-size {size}", otherwise="use images of that size")
@@ -137,7 +137,7 @@ def choose_image_size(
 
 
 def _shape(name: str, network: NetworkConfig, *, image_size: int, channels: int) -> torch.Size | None:
-    """The shape of a tensor of a network for images of a size; None where it has none, or takes no such images."""
+    """The shape of a network's tensor for a given image size; None if it has no such tensor or takes no such images."""
     try:
         tensor = outline(network, image_size=image_size, channels=channels).state_dict().get(name)
     except ConfigError:
@@ -146,7 +146,7 @@ def _shape(name: str, network: NetworkConfig, *, image_size: int, channels: int)
 
 
 def refuse_lookalikes(prefix: str, tensors: Mapping[str, Tensor], *, lightning: bool, source: str) -> None:
-    """Raises CheckpointError for encoders that match in every name and shape and yet compute different features.
+    """Raises CheckpointError for encoders that match in every name and shape but compute different features.
 
     The messages say why; the sources are ``vits.py`` of MoCo v3, ``solo/methods/base.py`` of solo-learn and the
     settings of detectron2.

@@ -1,7 +1,7 @@
-"""Weights in the local caches of PyTorch and of the Hugging Face hub; a hub is asked for them only on request.
+"""Weights in the local caches of PyTorch and the Hugging Face hub; a hub is contacted only on request.
 
-What a cache holds is used as it is, without asking whether the hub has a newer file. Where a hub publishes a SHA-256,
-PyTorch's in the name of a file and Hugging Face's in that of the file that its cache links to, the file must have it.
+A cached file is used as it is, without asking whether the hub has a newer one. If a hub publishes a SHA-256, PyTorch in
+the file's name and Hugging Face in the name of the file that its cache links to, the file must match it.
 """
 
 import re
@@ -19,7 +19,7 @@ _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 def find_url(url: str) -> Path | None:
-    """The file of an address in PyTorch's cache, ``checkpoints`` of ``torch.hub.get_dir()``; None where it is absent.
+    """The file of a URL in PyTorch's cache, ``checkpoints`` of ``torch.hub.get_dir()``; None if it is absent.
 
     Raises:
         CheckpointError: it is damaged.
@@ -29,7 +29,7 @@ def find_url(url: str) -> Path | None:
 
 
 def fetch_url(url: str, *, what: str) -> Path:
-    """Fetches a file into PyTorch's cache; ``what`` names it in the CheckpointError of one that cannot be fetched."""
+    """Downloads a file into PyTorch's cache; ``what`` names it in the CheckpointError of a failed download."""
     path = url_place(url)
 
     def fetch() -> Path:
@@ -41,7 +41,7 @@ def fetch_url(url: str, *, what: str) -> Path:
 
 
 def find_in_hub(repository: str, names: Sequence[str]) -> Path | None:
-    """The first of these files of a repository that the cache of the Hugging Face hub has; None where it has none.
+    """The first of a repository's files ``names`` that is in the cache of the Hugging Face hub; None if none is.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -57,7 +57,7 @@ def find_in_hub(repository: str, names: Sequence[str]) -> Path | None:
 
 
 def fetch_from_hub(repository: str, names: Sequence[str], *, what: str) -> Path:
-    """Fetches the first of these files that a repository has; CheckpointError where it has none or there is no network.
+    """Downloads the first of these files that a repository has; CheckpointError if it has none or there is no network.
 
     ``what`` names the file in messages.
     """
@@ -76,23 +76,23 @@ def fetch_from_hub(repository: str, names: Sequence[str], *, what: str) -> Path:
 
 
 def absent(what: str, *, source: str, place: Path | str) -> CheckpointError:
-    """The error for weights that no cache has, and that may not be fetched; ``place`` is where they would be."""
+    """The error for weights that are not cached and may not be downloaded; ``place`` is where they would be."""
     return CheckpointError(f"{what} is not on this machine, in {place}; add --download to fetch it from {source}.")
 
 
 def url_place(url: str) -> Path:
-    """The place of an address in PyTorch's cache."""
+    """The path of a URL's file in PyTorch's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def hub_place(repository: str) -> Path:
-    """The folder of a repository in the cache of the Hugging Face hub."""
+    """The folder of a repository in the Hugging Face hub's cache."""
     hub = import_extra("huggingface_hub", extra="huggingface")
     return Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def _published(path: Path) -> str:
-    """The beginning of a file's SHA-256 that its name holds; empty where it holds none."""
+    """The beginning of a file's SHA-256 that its name contains; empty if it contains none."""
     named = _DIGEST.search(path.name)
     return named[1] if named else ""
 
@@ -101,7 +101,7 @@ def _fetched(fetch: Callable[[], Any], *, what: str, source: str) -> Any:
     """The result of a download; whatever the libraries of the hubs raise becomes one CheckpointError."""
     try:
         return fetch()
-    except Exception as error:  # of urllib, httpx and their connections
+    except Exception as error:  # from urllib, httpx and their connections
         root: BaseException = error
         while cause := root.__cause__ or root.__context__:
             root = cause

@@ -1,4 +1,4 @@
-"""Model cards: what an encoder is, in Markdown with the front matter that the Hugging Face hub reads."""
+"""Model cards: a description of an encoder in Markdown, with the front matter that the Hugging Face hub reads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from matrix_ssl.runs.files import cannot_write
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import ResultTable
 
-CARD = "README.md"  # of a folder; a file NAME has NAME.md
+CARD = "README.md"  # in a folder; a file NAME has NAME.md
 IMPORTED = "imported"  # the recipe of a run that was not trained here
 _LICENCE = "Not stated. Whoever publishes this file says here, and above, who may use it and how."
 _UNKNOWN = "license: unknown  # fill in: who may use these weights, and how"
@@ -30,7 +30,7 @@ def model_card(
     notes: Sequence[str],
     tables: Sequence["ResultTable"] = (),
 ) -> str:
-    """The text of a model card, with ``facts`` as rows of its table and ``code`` of the ``library`` that loads it."""
+    """The text of a model card, with ``facts`` as table rows and ``code`` that loads it with ``library``."""
     rows = _origin(config, summary, weights) | dict(facts)
     return "\n".join([
         "---", f"library_name: {library}", "pipeline_tag: image-feature-extraction",
@@ -47,9 +47,9 @@ def model_card(
 
 
 def check_card(path: Path) -> None:
-    """Raises RunFolderError for a file that a new card would replace and no command can write again.
+    """Raises RunFolderError if a new card would replace a file that no command can restore.
 
-    That is one which is no card, or one in which somebody has filled in the licence.
+    That is a file which is not a card, or a card in which somebody has filled in the licence.
     """
     try:
         text = read_file(path, most=MOST_TEXT).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The encoder of a run as files for other programs, with a model card.
+"""Exports the encoder of a run as files for other programs, with a model card.
 
 To add a format: a function that writes it (``formats.py`` or a file of its own), a row of ``FORMATS``, and its name in
 the options of the command.
@@ -22,7 +22,7 @@ from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.runs.files import cannot_write, read_object, temporary_folder, write_atomically
 from matrix_ssl.runs.folder import SUMMARY, check_output, read_config, refuse_links, unfinished
 
-_LOCK = ".lock"  # of a folder that is being written
+_LOCK = ".lock"  # in a folder that is being written
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Format:
 
     write: Callable[[Model, Path, str], Exported]  # into a folder, under a name
     default: str  # name of the file, or of the folder, in the run
-    ending: str = ""  # by which the program recognises the file; empty: any
+    ending: str = ""  # that the program requires; empty: any
     refuses: Callable[[Model], str | None] = formats.holds_all  # why it cannot hold an encoder
     is_folder: bool = False
 
@@ -49,7 +49,7 @@ FORMATS = {
 
 
 def export(run: Path, target: Path | None = None, *, form: str, weights: Weights = "student") -> str:
-    """Writes a run's encoder for other programs, after their own libraries have loaded it back, and a model card.
+    """Writes a run's encoder for other programs, checked by loading it with their own libraries, and a model card.
 
     ``safetensors`` keeps the names of this package and everything that ``matrix-ssl import`` needs. ``torchvision`` and
     ``detectron2`` are state dicts for ``torch.load``, ``timm`` a checkpoint of ``timm.create_model``, ``huggingface`` a
@@ -57,7 +57,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
 
     Args:
         run: a run folder.
-        target: the file, or for ``huggingface`` the folder; None: a file in the run folder that is named by the format.
+        target: the file, or for ``huggingface`` the folder; None: one in the run folder, named after the format.
         form: one of ``FORMATS``.
 
     Returns:
@@ -65,7 +65,7 @@ def export(run: Path, target: Path | None = None, *, form: str, weights: Weights
 
     Raises:
         ConfigError: the format cannot hold the architecture; the message names formats that can.
-        CheckpointError: the run has no such weights, or the file does not load back bit by bit.
+        CheckpointError: the run has no such weights, or the file does not load back identically bit for bit.
         MissingExtra: the library of the format is not installed.
         RunFolderError: the run or the target cannot be used.
     """
@@ -130,9 +130,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    """Writes ``config.json`` last, into a folder that holds nothing but files that a killed export left there.
+    """Writes ``config.json`` last; the folder may contain only files that a killed export left there.
 
-    The folder is locked meanwhile: two exports at a time would mix their files.
+    The folder is locked meanwhile, since two simultaneous exports would mix their files.
     """
     lock = target / _LOCK
     try:

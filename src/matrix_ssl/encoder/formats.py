@@ -1,7 +1,8 @@
-"""Files for other programs: the encoders that a format can hold, and its files, loaded back by their own program.
+"""Export formats: the encoders that each can hold, and its files, loaded back by the program they are for.
 
-A format is a function that writes an encoder into a folder, checks what its program loads back, and returns an
-``Exported``, and, where it cannot hold every encoder, a function that says why; ``exporting.FORMATS`` lists both.
+A format is a function that writes an encoder into a folder, checks what its program loads back and returns an
+``Exported``. A format that cannot hold every encoder also has a function that says why; ``exporting.FORMATS`` lists
+both.
 """
 
 import io
@@ -26,9 +27,9 @@ from matrix_ssl.runs.checkpoint import encode, read_safetensors
 
 _RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
             "resnet152": (3, 8, 36, 3)}  # blocks of each stage  # fmt: skip
-_BASIC = ("resnet18", "resnet34")  # two convolutions a block, the others have three
+_BASIC = ("resnet18", "resnet34")  # two convolutions per block; the others have three
 _COUNTER = "num_batches_tracked"
-_TOLERANCE = 1e-5  # relative difference of features that a different program computes with the same weights, float32
+_TOLERANCE = 1e-5  # relative difference of features computed by a different program with the same weights, float32
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,22 @@ class Exported:
     checked: str  # the comparison, such as "62 of 62 tensors of resnet18 (student)"
     code: str  # Python that loads the file
     library: str  # its name on the Hugging Face hub
-    notes: list[str] = field(default_factory=list)  # paragraphs on its use
+    notes: list[str] = field(default_factory=list)  # paragraphs on how to use it
 
 
 def holds_all(_: Model) -> str | None:
-    """No reason: the format holds every encoder."""
+    """Gives no reason, for formats that hold every encoder."""
     return None
 
 
 def not_in_torchvision(model: Model) -> str | None:
-    """Why torchvision cannot load an encoder; None where it can."""
+    """Why torchvision cannot load an encoder; None if it can."""
     other = model.name == networks.TINY_RESNET or model.name.startswith(("timm/", "hf:"))
     return f"{model.name!r} is not a torchvision architecture" if other else None
 
 
 def not_in_timm(model: Model) -> str | None:
-    """Why timm cannot load an encoder; None where it can."""
+    """Why timm cannot load an encoder; None if it can."""
     return None if model.name.startswith("timm/") else not_a_resnet(
         "timm", model, known=architectures.RESNETS, channels=range(1, MOST_CHANNELS + 1)
     )  # fmt: skip
@@ -87,7 +88,7 @@ def not_in_timm(model: Model) -> str | None:
 def not_a_resnet(
     program: str, model: Model, *, known: Sequence[str] = tuple(_RESNETS), channels: Sequence[int] = (3,)
 ) -> str | None:
-    """Why a program with torchvision's ResNets cannot load an encoder; None where it can."""
+    """Why a program that has torchvision's ResNets cannot load an encoder; None if it can."""
     if model.name not in known:
         return f"{model.name!r} is not a ResNet that {program} has under the same name"
     if (count := len(model.config.data.mean)) not in channels:
@@ -109,7 +110,7 @@ def write_torchvision(model: Model, folder: Path, name: str) -> Exported:
     size, channels = model.config.data.image_size, len(model.config.data.mean)
     sized = {"image_size": size} if model.name.startswith("vit_") else {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", FutureWarning)  # some architectures announce another initialisation
+        warnings.simplefilter("ignore", FutureWarning)  # some architectures announce a change of initialisation
         plain: Any = torchvision.models.get_model(model.name, weights=None, **sized)
     lines = [f"model = torchvision.models.{model.name}({f'image_size={size}' if sized else ''})"]
     if model.has_small_stem:
@@ -151,8 +152,8 @@ def write_timm(model: Model, folder: Path, name: str) -> Exported:
 def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
     """A folder for ``transformers.AutoModel.from_pretrained``: configuration, weights and preprocessing.
 
-    The blocks with three convolutions have their stride in the second, 3x3, as torchvision's and as ``ResNetModel``'s
-    with ``downsample_in_bottleneck`` false.
+    Blocks with three convolutions have their stride in the second one, 3x3, like torchvision's and like those of
+    ``ResNetModel`` with ``downsample_in_bottleneck`` false.
     """
     transformers = import_extra("transformers", extra="huggingface")
     data, wide = model.config.data, 1 if model.name in _BASIC else 4
@@ -194,8 +195,8 @@ def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
 def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
     """A state dict with the names of detectron2's ResNet, for ``MODEL.WEIGHTS``.
 
-    detectron2 prepends ``backbone.`` or ``backbone.bottom_up.`` by itself, as it matches names by their ends. Its
-    frozen BatchNorm has no counters ``num_batches_tracked``, so they are omitted. detectron2 cannot be installed
+    detectron2 prepends ``backbone.`` or ``backbone.bottom_up.`` by itself, because it matches names by their suffixes.
+    Its frozen BatchNorm has no counters ``num_batches_tracked``, so they are omitted. detectron2 cannot be installed
     from the package index: the names were compared with its source code, and here the file is read back by PyTorch.
     """
     renamed = {names.detectron2(key): key for key in model.tensors if not key.endswith(_COUNTER)}
@@ -221,7 +222,7 @@ def write_detectron2(model: Model, folder: Path, name: str) -> Exported:
 
 
 def _levels(data: DataConfig) -> list[str]:
-    """What a program that takes 8 bits needs to know of an encoder that was trained with other levels."""
+    """Notes for programs that take 8-bit images, about an encoder that was trained with other levels."""
     low, high = data.value_range if data.channels and data.value_range else (0, data.white_level or 255)
     if (low, high) == (0, 255):
         return []
@@ -232,9 +233,9 @@ def _levels(data: DataConfig) -> list[str]:
 
 
 def check_features(features: Tensor, expected: Tensor, program: str) -> float:
-    """The largest difference of a program's features (n, k) from PyTorch's, relative to the largest, at least 1.
+    """The largest deviation of a program's features (n, k) from PyTorch's, relative to their maximum or to 1.
 
-    Above 1e-5 it is a CheckpointError.
+    Raises CheckpointError if it is above 1e-5.
     """
     difference = float((features - expected).abs().max() / expected.abs().max().clamp_min(1))
     if not difference <= _TOLERANCE or features.shape != expected.shape:
@@ -243,14 +244,14 @@ def check_features(features: Tensor, expected: Tensor, program: str) -> float:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """A file of ``torch.save``, whose own writer answers a full disk with an error that does not name it."""
+    """Saves with ``torch.save``, whose own file writer reports a full disk with an error that does not say so."""
     content = io.BytesIO()
     torch.save(tensors, content)
     path.write_bytes(content.getbuffer())
 
 
 def _compare(model: Model, back: dict[str, Tensor], *, total: int | None = None, omitted: int = 0) -> str:
-    """``N of N tensors``, after a comparison, bit by bit, with those that were loaded back."""
+    """``N of N tensors``, after a bit-for-bit comparison with those that were loaded back."""
     tensors = model.tensors
     same = back.keys() == tensors.keys() and (total or len(back)) == len(tensors)
     if not same or not all(torch.equal(back[key], tensors[key]) for key in tensors):

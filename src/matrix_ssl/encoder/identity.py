@@ -1,4 +1,4 @@
-"""What distinguishes an encoder from others: so features are compared only with those of the same one."""
+"""Identifies an encoder, so that features are compared only with those of the same encoder."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from matrix_ssl.runs.files import fingerprint
 
 
 def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
-    """A digest of all that decides the features of an image: weights, layer, and how images are prepared."""
+    """A digest of everything that determines an image's features: weights, layer, and how images are prepared."""
     form = [type(encoder).__name__, *(getattr(encoder, name, None) for name in ("layer", "grid"))]
     prepared = [images.image_size, images.crop_fraction, images.mean, images.std, images.white_level]
     prepared += [images.channels, images.value_range, images.pages] if images.reading != Reading() else []

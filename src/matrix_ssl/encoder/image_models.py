@@ -1,4 +1,4 @@
-"""Image models of transformers with their weights and their preprocessing, from the hub's cache or a folder."""
+"""Image models of transformers with weights and preprocessing, from the hub's cache or a folder."""
 
 import dataclasses
 import hashlib
@@ -24,29 +24,29 @@ from matrix_ssl.errors import CheckpointError, is_out_of_memory
 
 _CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 _WEIGHTS, _SHARDS = "model.safetensors", "model.safetensors.index.json"
-# of a configuration: what its encoder does not depend on
+# keys of a configuration on which its encoder does not depend
 _UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "id2label", "label2id",
            "_name_or_path", "_attn_implementation", "problem_type"}  # fmt: skip
-_LISTED = 4  # names in an error
-_LEVIT = 256 / 224  # by which the processor of LeViT resizes to a larger side than its size says
-_CLOSE = 1e-3  # of normalised pixels: less than a tenth of a level of 8 bits
+_LISTED = 4  # names listed in an error
+_LEVIT = 256 / 224  # factor by which LeViT's processor resizes beyond its stated size
+_CLOSE = 1e-3  # in normalised pixels: less than a tenth of an 8-bit level
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The encoder of a model and what is known of it."""
+    """The encoder of a model and what is known about it."""
 
     network: NetworkConfig
     data: DataConfig  # size, crop and normalisation of its images
     tensors: dict[str, Tensor]  # under the names of ``networks.ImageModel``
     counts: Counts
-    sha256: str  # of its file, or of the digests of its files
+    sha256: str  # of its file, or of its files' digests
 
 
 def read_image_model(name: str, *, download: bool) -> Pretrained:
-    """The encoder of a model by its name on the hub or its folder.
+    """The encoder of a model, given by its name on the hub or by its folder.
 
-    Its configuration, its preprocessing and safetensors are read; code in the folder never runs.
+    Only the configuration, preprocessing and safetensors are read; code in the folder never runs.
 
     Raises:
         CheckpointError: a file is absent, cannot be fetched or is damaged; or the tensors do not match completely.
@@ -57,7 +57,7 @@ def read_image_model(name: str, *, download: bool) -> Pretrained:
     processor, model, info = _load(folder, place)
     tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items() if not _is_pooler(key)}
     _check(info, tensors, place)
-    # the whole of it, because the defaults of a class may change
+    # the whole configuration, because the defaults of a class may change
     values = json.loads(model.config.to_json_string(use_diff=False))
     configuration = {key: value for key, value in values.items() if key not in _UNUSED}
     return Pretrained(
@@ -70,7 +70,7 @@ def read_image_model(name: str, *, download: bool) -> Pretrained:
 
 
 def _load(folder: Path, place: str) -> tuple[Any, Any, dict[str, Any]]:
-    """The processor of images and the model of a folder, and how its tensors matched."""
+    """The image processor and the model of a folder, and how its tensors matched."""
     with quiet_transformers(least=logging.CRITICAL) as transformers:
         try:
             processor = open_pretrained(
@@ -79,7 +79,7 @@ def _load(folder: Path, place: str) -> tuple[Any, Any, dict[str, Any]]:
             model, info = open_pretrained(
                 transformers.AutoModel.from_pretrained, str(folder), place=place,
                 local_files_only=True, output_loading_info=True, dtype=torch.float32, use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are an error of ``_check``, with their names
+                ignore_mismatched_sizes=True,  # ``_check`` raises an error that names them
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             if is_out_of_memory(error):
@@ -90,7 +90,7 @@ def _load(folder: Path, place: str) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _beside(keys: Iterable[str], place: str) -> dict[str, list[str]]:
-    """The places of the tensors beside the encoder, by what they belong to."""
+    """The places of tensors outside the encoder, by what they belong to."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in sorted(keys):
         what, where = (
@@ -103,7 +103,7 @@ def _beside(keys: Iterable[str], place: str) -> dict[str, list[str]]:
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    """The digest of a file, or of the digests of several."""
+    """The digest of a file, or of the digests of several files."""
     digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -127,7 +127,7 @@ def _check(info: dict[str, Any], tensors: dict[str, Tensor], place: str) -> None
 
 
 def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]:
-    """The folder of a model, with all its files, and those of its weights."""
+    """The folder of a model with all its files, and the files with its weights."""
     local = expanded(name)
     if local.is_dir():
         files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
@@ -160,13 +160,13 @@ def _weight_files(first: Path, get: Any) -> list[Path]:
 
 
 def _data(processor: Any, place: str) -> DataConfig:
-    """Size, crop and normalisation as the preprocessing of a model does them, of pixels in [0, 1].
+    """Size, crop and normalisation, for pixels in [0, 1], as in a model's preprocessing.
 
-    Its settings are read, and compared with what it makes of an image: some processors resize to another side than
-    their size says, swap colours or normalise twice.
+    Its settings are read and compared with what it does to an image: some processors resize to a different size from
+    the one they state, swap colours or normalise twice.
 
     Raises:
-        CheckpointError: it does something else with an image.
+        CheckpointError: it does something else to an image.
     """
 
     def side(size: Any) -> int | None:
@@ -185,7 +185,7 @@ def _data(processor: Any, place: str) -> DataConfig:
         raise CheckpointError(f"{place} shifts its pixels (rescale_offset), which no setting here expresses.")
     scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    if processor.do_normalize and getattr(processor, "include_top", False):  # EfficientNet's: divides by it once more
+    if processor.do_normalize and getattr(processor, "include_top", False):  # EfficientNet's divides by std once more
         std = tuple(value**2 for value in std)
     data = DataConfig(
         image_size=size, mean=tuple(value / scale for value in mean), std=tuple(value / scale for value in std)
@@ -202,7 +202,7 @@ def _data(processor: Any, place: str) -> DataConfig:
 
 
 def _agrees(processor: Any, data: DataConfig, side: int, place: str) -> bool:
-    """Whether a processor takes the central square of an image of this side, in pixels, and normalises it like us."""
+    """Whether a processor crops the centre of an image with this side, in pixels, and normalises it like us."""
     levels = torch.randint(256, (len(data.mean), side, side), generator=torch.Generator().manual_seed(0))
     try:
         made = processor(

@@ -24,8 +24,8 @@ def import_run(
 ) -> None:
     """Writes ``config.json``, ``encoder.safetensors``, a model card and, last, ``summary.json``.
 
-    ``run`` is a folder that is empty, does not exist or is that of an interrupted import; ``fresh`` sets aside a run
-    that is in it. ``branch`` is for the record.
+    ``run`` is a folder that is empty, does not exist or belongs to an interrupted import; ``fresh`` sets aside a run
+    that is in it. ``branch`` is only recorded.
     """
     with held(run, fresh=fresh, say=say):
         claim(run, opened.config)
@@ -48,7 +48,7 @@ def import_run(
 
 
 def default_run(place: Where, *, branch: Weights = "student") -> Path:
-    """The run folder of an encoder that is not a run: ``runs`` and its name."""
+    """The default run folder of an encoder that is not a run: its name, in ``runs``."""
     return Path("runs") / (place.folder if branch == "student" else f"{place.folder}-{branch}")
 
 
@@ -56,15 +56,15 @@ def as_run(
     where: str | Path, *, out: Path | None = None, weights: Weights = "student", download: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Weights]:  # fmt: skip
-    """A run folder with the encoder WHERE, and which of its networks that is.
+    """A run folder that contains the encoder WHERE, and which of the run's networks that is.
 
-    A run folder is itself. Any other encoder is imported into ``out``, or into ``runs`` under its name, unless an
-    earlier call has done so.
+    A run folder is returned as it is. Any other encoder is imported into ``out``, or into ``runs`` under its name,
+    unless an earlier call has done so.
 
     Raises:
-        ConfigError: ``out`` beside a run folder, which keeps its own results.
+        ConfigError: ``out`` is given for a run folder, which keeps its own results.
         RunFolderError: the folder holds a different encoder.
-        MatrixSSLError: as ``open_encoder`` and ``import_run``.
+        MatrixSSLError: as for ``open_encoder`` and ``import_run``.
     """
     place = read_where(where)
     if place.kind == PATH and place.path.is_dir():

@@ -1,4 +1,4 @@
-"""Encoders of run folders: building, and loading strictly."""
+"""Builds the encoders of run folders and loads them strictly."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,15 +14,15 @@ from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, chec
 from matrix_ssl.runs import checkpoint
 from matrix_ssl.runs.folder import ENCODER, read_config
 
-_WIDE = 256  # channels of the first stage, from which tiny_resnet's size is looked at
+_WIDE = 256  # channels of the first stage from which tiny_resnet's size is checked
 Weights = Literal["student", "teacher"]
-_PREFIXES: dict[Weights, str] = {"student": "encoder.", "teacher": "teacher.encoder."}  # of their tensors in a method
+_PREFIXES: dict[Weights, str] = {"student": "encoder.", "teacher": "teacher.encoder."}  # of the tensors in a method
 
 
 def initialise_encoder(config: RunConfig) -> tuple[nn.Module, int]:
-    """The encoder of a run at its initialisation, a function of the configuration, and the width of its features.
+    """The freshly initialised encoder of a run, determined by its configuration, and the width of its features.
 
-    Seeds PyTorch's generator, so that layers built next are such a function as well.
+    Seeds PyTorch's generator, so that layers built next are determined by the configuration as well.
 
     Raises:
         ConfigError: the architecture is unknown or does not fit the images.
@@ -47,7 +47,7 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
     """
     check_known("weights", weights, get_args(Weights))
     run = Path(run)
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         encoder, _ = _build(read_config(run))
     tensors, source = _weights(run, weights)
     checkpoint.load_strictly(encoder, tensors, source)
@@ -55,7 +55,7 @@ def load_encoder(run: str | Path, *, weights: Weights = "student") -> nn.Module:
 
 
 def load_step(path: Path, *, weights: Weights = "student") -> nn.Module:
-    """The encoder as it was after a step of a run, by a file in its ``checkpoints``; for the rest as ``load_encoder``.
+    """The encoder after a step of a run, from a file in its ``checkpoints``; otherwise like ``load_encoder``.
 
     Raises:
         CheckpointError: the file is damaged or has no such weights, or they do not match the network.
@@ -72,7 +72,7 @@ def load_step(path: Path, *, weights: Weights = "student") -> nn.Module:
 
 
 def _check_size(config: RunConfig) -> None:
-    """Raises ConfigError for an encoder of a free size that the memory cannot hold, before it takes any."""
+    """Raises ConfigError for an encoder of configurable size that does not fit in memory, before it takes any."""
     network = config.network
     if network.encoder == networks.TINY_RESNET and network.width < _WIDE:
         return
@@ -122,7 +122,7 @@ def _weights(run: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
         try:
             return checkpoint.read_encoder(run), str(path)
         except CheckpointError as error:
-            if isinstance(error.__cause__, RunFolderError):  # it is of a different run, and says so
+            if isinstance(error.__cause__, RunFolderError):  # the file is from a different run, and the error says so
                 raise
             raise CheckpointError(f"{error} Put the run's own file back, or run its command again.") from error
     newest, _ = checkpoint.load_newest(run)

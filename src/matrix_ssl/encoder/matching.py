@@ -1,11 +1,11 @@
-"""Finds the encoder in the tensors of a checkpoint: its tensors, its architecture, and the tensors beside it.
+"""Finds the encoder in the tensors of a checkpoint: its tensors, its architecture, and the tensors outside it.
 
 An encoder begins with the convolution that takes images, a tensor (out, 1 or 3, h, w) with a name that is fixed by the
 architecture. Anything before that name is the prefix of the encoder. Every tensor with that prefix must belong to the
-architecture, in name and shape, and every other tensor must be known to belong to no encoder.
+architecture, in name and shape, and every other tensor must be known not to belong to an encoder.
 
-BatchNorm's counters ``num_batches_tracked`` alone may be absent, all of them: files from before PyTorch 0.4.1 and
-conversions from JAX have none, and features do not depend on them. They are set to 0, and counted.
+Only BatchNorm's counters ``num_batches_tracked`` may be absent, and only all of them: files from before PyTorch 0.4.1
+and conversions from JAX have none, and features do not depend on them. They are set to 0 and counted.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from matrix_ssl.errors import OFFERED, CheckpointError, ConfigError
 from matrix_ssl.runs.checkpoint import load_strictly
 
 _COUNTER = "num_batches_tracked"
-_LISTED = 3  # places that a text names
+_LISTED = 3  # places that a text lists
 Rename = Callable[[str], str]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1]
 _TPU: Normalisation = ((127 / 255,) * 3, (128 / 255,) * 3)  # tensorflow/tpu, models/official/efficientnet/lite
@@ -33,14 +33,14 @@ _TPU: Normalisation = ((127 / 255,) * 3, (128 / 255,) * 3)  # tensorflow/tpu, mo
 
 @dataclass(frozen=True)
 class Counts:
-    """The tensors of an encoder in a file, and of what is beside it, counted."""
+    """Counts of the tensors in a file that belong to an encoder, and of those that do not."""
 
     architecture: str
     tensors: int  # of the architecture
-    counters: int  # those of them that the file lacks: counters of batches, set to 0
+    counters: int  # how many of them the file lacks: batch counters, set to 0
     prefix: str  # of the encoder in the file
-    beside: dict[str, list[str]]  # by what they belong to, such as "head": the place of every other tensor
-    types: list[str]  # of numbers that were converted to float32
+    beside: dict[str, list[str]]  # the places of all other tensors, by what they belong to, such as "head"
+    types: list[str]  # number types that were converted to float32
 
     @property
     def text(self) -> str:
@@ -55,7 +55,7 @@ class Counts:
         return text + (f" {', '.join(self.types)} numbers converted to float32." if self.types else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts for JSON, with the number of tensors beside the encoder instead of the place of each."""
+        """The counts for JSON, with the number of tensors outside the encoder instead of their places."""
         return dataclasses.asdict(self) | {"beside": {what: len(places) for what, places in self.beside.items()}}
 
 
@@ -67,17 +67,17 @@ class Match:
     image_size: int  # pixels
     tensors: dict[str, Tensor]  # under the names of this package
     counts: Counts
-    normalisation: Normalisation | None  # of its images, where the layout of the file settles it
+    normalisation: Normalisation | None  # of its images, if the layout of the file determines it
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The name of the first convolution, and how every other name follows from torchvision's or timm's."""
+    """The name of the first convolution, and how all other names follow from torchvision's or timm's."""
 
     first: str
     rename: Rename = str  # the same name
-    inputs: int = 3  # channels that the first convolution may take, beside 1, 3 and those of the images
-    normalisation: Normalisation | None = None  # of the images, where the program that has it uses one of its own
+    inputs: int = 3  # channels that the first convolution may take, besides 1, 3 and those of the images
+    normalisation: Normalisation | None = None  # of the images, if the program with this layout uses its own
 
 
 _LAYOUTS: tuple[_Layout, ...] = (
@@ -92,14 +92,14 @@ _LAYOUTS: tuple[_Layout, ...] = (
 
 @dataclass(frozen=True)
 class _Comparison:
-    """An architecture beside the tensors under one prefix."""
+    """A comparison of an architecture with the tensors under one prefix."""
 
     network: NetworkConfig
     outline: nn.Module
     theirs: dict[str, str]  # name in the architecture: name in the file
-    missing: list[str]  # names in the architecture, absent or of another shape in the file
+    missing: list[str]  # names in the architecture that are absent or have another shape in the file
     over: list[str]  # names in the file that the architecture does not have
-    fits: bool  # nothing but all counters is missing, and every name in ``over`` is known to belong to no encoder
+    fits: bool  # nothing is missing, except all counters at once, and no name in ``over`` belongs to an encoder
 
     @property
     def faults(self) -> int:
@@ -112,8 +112,8 @@ def find_encoder(
     """The encoder of a checkpoint, which ``source`` names in messages; arguments as in ``opening.open_checkpoint``.
 
     Raises:
-        CheckpointError: no encoder, several, or one that does not match completely; or tensors that no rule explains.
-        ConfigError: the file has a different architecture or size of images than requested.
+        CheckpointError: no encoder, several, or one that does not match completely; tensors that no rule explains.
+        ConfigError: the file has a different architecture or image size from the one requested.
     """
     saved = contents.metadata.get("architecture")
     if saved and architecture not in (None, saved):
@@ -159,7 +159,7 @@ def find_encoder(
 def _prefixes(
     tensors: Mapping[str, Tensor], layouts: tuple[_Layout, ...], source: str, requested: str | None, channels: int
 ) -> tuple[_Layout, list[str]]:
-    """The layout, and the prefix of each encoder of the file."""
+    """The layout, and the prefix of each encoder in the file."""
     for layout in layouts:
         prefixes = [
             name.removesuffix(layout.first)
@@ -213,7 +213,7 @@ def _compare(inside: Mapping[str, Tensor], network: NetworkConfig, outline: nn.M
 
 
 def _best(compared: Iterable[_Comparison]) -> _Comparison | None:
-    """The first that fits, or the one with the fewest tensors that are missing or left over."""
+    """The first that fits, or else the one with the fewest missing or left-over tensors."""
     best = None
     for each in compared:
         if each.fits:
@@ -224,7 +224,7 @@ def _best(compared: Iterable[_Comparison]) -> _Comparison | None:
 
 
 def _explain(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> None:
-    """Raises the error that lists every name that is missing, left over or of a different shape."""
+    """Raises the error that lists every name that is missing, left over or has a different shape."""
     ours = {name: own for own, name in best.theirs.items()}
     known = {name for name in best.over if names.beside_an_encoder(name, inside=True)}
     tensors = {ours.get(name, name): tensor for name, tensor in inside.items() if name not in known}
@@ -232,7 +232,7 @@ def _explain(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> No
 
 
 def _take(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in the types of the encoder, and the types that were converted to float32."""
+    """The tensors in the encoder's data types, and the types that were converted to float32."""
     expected = best.outline.state_dict()
     tensors, types = {}, set()
     for own, name in best.theirs.items():
@@ -251,7 +251,7 @@ def _take(best: _Comparison, inside: Mapping[str, Tensor], source: str) -> tuple
 
 
 def _group(others: list[str], prefixes: list[str], source: str) -> dict[str, list[str]]:
-    """The places of the tensors beside an encoder, by what they belong to; ``prefixes`` are those of other encoders."""
+    """The places of tensors outside an encoder, by what they belong to; ``prefixes`` are those of other encoders."""
     groups: dict[str, list[str]] = defaultdict(list)
     unknown = []
     for name in others:
@@ -271,7 +271,7 @@ def _group(others: list[str], prefixes: list[str], source: str) -> dict[str, lis
 
 
 def _named(source: str, architecture: str = "") -> str:
-    """The option that names an architecture, of the command that has it."""
+    """The option that names an architecture, or the command that has it."""
     option = f"--architecture {architecture}".rstrip()
     return OFFERED.first(option, otherwise=f"matrix-ssl import {shlex.quote(source)} {option}")
 

@@ -1,4 +1,4 @@
-"""Names of the tensors of torchvision's ResNets and timm's EfficientNet-Lite0 in other programs, and beside an encoder.
+"""Names of the tensors of torchvision's ResNets and timm's EfficientNet-Lite0 in other programs, and of other tensors.
 
 Each function maps torchvision's or timm's name of a tensor to the other name. The tensors themselves are the same.
 """
@@ -6,7 +6,7 @@ Each function maps torchvision's or timm's name of a tensor to the other name. T
 import re
 from collections.abc import Iterable
 
-# tensors that belong to no encoder: what they are, and a pattern of their names; any other left-over tensor is an error
+# tensors outside any encoder: what they are, and a pattern for their names; any other left-over tensor is an error
 _BESIDE = (
     ("head", r"(?:^|\.)(?:_?fc|heads?|head_dist|linear|last_linear)\."),
     ("classifier", r"(?:^|\.)\w*classifier\w*\."),
@@ -23,11 +23,11 @@ _BESIDE = (
     ("normalisation of images", r"(?:^|\.)(?:data_preprocessor|img_normalization)\."),
     ("progress", r"(?:^|\.)(?:epoch|global_step|best_\w+|n_averaged)$"),
 )
-_ANYWHERE, _OUTSIDE = "mask token", "normalisation of the loss"  # where inside of an encoder: in any part, in none
+_ANYWHERE, _OUTSIDE = "mask token", "normalisation of the loss"  # inside an encoder: allowed in any part, or in none
 _TEACHER = re.compile(
     r"(?:^|\.)(?:encoder_k|momentum_\w+|\w+_momentum|teacher|teacher_\w+|\w+_teacher|target|target_\w+|\w+_ema|ema)\."
 )
-# encoders whose tensors alone do not say what they compute, or that no architecture here has: names, and the sentence
+# encoders whose tensors alone do not determine what they compute, or that fit no architecture here: names and message
 _FOREIGN = (
     (
         r"(?:^|\.)embeddings\.(?:patch_embeddings\.|cls_token$|position_embeddings$)",
@@ -55,11 +55,11 @@ _IN_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(
 
 
 def beside_an_encoder(name: str, *, inside: bool = False) -> tuple[str, str] | None:
-    """What a tensor outside of an encoder belongs to, such as ``"queue"``, and its place; None if no rule matches.
+    """What a tensor outside an encoder belongs to, such as ``"queue"``, and its place; None if no rule matches.
 
     Args:
-        inside: the name begins inside of the encoder. There only a part of its own is known, such as ``fc.``: blocks
-            may hold layers of such names, as squeeze and excitation has ``layer1.0.se.fc.``, which change features.
+        inside: the name begins inside the encoder. There only top-level parts are recognised, such as ``fc.``: blocks
+            may have layers of such names that change features, as ``layer1.0.se.fc.`` of squeeze-and-excitation.
     """
     for what, pattern in _BESIDE:
         match = re.search(pattern, name)
@@ -69,7 +69,7 @@ def beside_an_encoder(name: str, *, inside: bool = False) -> tuple[str, str] | N
 
 
 def foreign(names: Iterable[str]) -> str | None:
-    """What is true of a file whose encoder is of a kind that is not read, with the remedy; None for any other file."""
+    """The kind of an encoder that cannot be read from its file, with a remedy; None for any other file."""
     listed = list(names)
     return next((text for pattern, text in _FOREIGN if any(re.search(pattern, name) for name in listed)), None)
 
@@ -106,7 +106,7 @@ def detectron2(name: str) -> str:
 def efficientnet_lite0(name: str) -> str:
     """The name in the EfficientNet of lukemelas/EfficientNet-PyTorch and its Lite variant.
 
-    There blocks are numbered through all stages, and layers have one name each whether a block expands or not.
+    There, blocks are numbered across all stages, and a layer has the same name whether or not its block expands.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(conv|bn)_?(\w+?)\.(\w+)", name)
     if match is None:

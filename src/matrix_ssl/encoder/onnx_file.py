@@ -1,4 +1,4 @@
-"""ONNX: the encoder and the normalisation of its images as one graph that needs no Python."""
+"""ONNX: the encoder and the normalisation of its images as a single graph that needs no Python."""
 
 import importlib.util
 from pathlib import Path
@@ -12,18 +12,18 @@ from matrix_ssl.encoder.formats import Exported, Model, check_features
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.errors import CheckpointError, import_extra
 
-_BATCHES = (1, 3)  # sizes that the graph is checked with; it was traced with 2
+_BATCHES = (1, 3)  # batch sizes for checking the graph, which is traced with 2
 
 
 class FromPixels(nn.Module):
-    """An encoder behind the normalisation of its images: pixels (n, c, s, s) in [0, 1] to features (n, k)."""
+    """An encoder preceded by the normalisation of its images: pixels (n, c, s, s) in [0, 1] to features (n, k)."""
 
     def __init__(self, encoder: nn.Module, data: DataConfig):
         super().__init__()
         self.encoder, self.mean, self.std = encoder, data.mean, data.std
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, c, s, s) to (n, k)."""
+        """Maps pixels (n, c, s, s) to features (n, k)."""
         return self.encoder(normalise(pixels, self.mean, self.std))
 
 

@@ -1,4 +1,4 @@
-"""Encoders by WHERE they are: a run, a checkpoint, published weights of torchvision, timm and transformers, or none."""
+"""Opens encoders by WHERE they are: a run, a checkpoint, weights of torchvision, timm or transformers, or none."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Opened:
     """An encoder that is ready for use."""
 
     encoder: nn.Module  # in evaluation mode on the CPU: images (n, c, s, s), normalised, to features (n, k)
-    config: RunConfig  # its architecture, and in ``data`` the size and normalisation of its images
+    config: RunConfig  # its architecture and, in ``data``, the size and normalisation of its images
     text: str  # its origin, for messages
     where: Where  # its origin, as the user named it
     sha256: str | None = None  # of the file that it was read from
@@ -49,18 +49,17 @@ def open_encoder(
     seed: int = 0,
     download: bool = False,
 ) -> Opened:
-    """An encoder by any of the forms of ``encoder.where``.
+    """Opens an encoder given in any of the forms of ``encoder.where``.
 
     Args:
         where: a run folder, a checkpoint file, ``torchvision/NAME[:WEIGHTS]``, ``timm/NAME[.TAG]``, ``hf:NAME`` or
             ``random/NAME``. A ``Path`` is always a path.
-        architecture: as ``network.encoder`` of a configuration. For a file, None means by its tensors; for anything
-            else it may only confirm, except that ``"random"`` and ``"torchvision"`` alone take their name from it.
-        image_size: side of the images, pixels; None: that of the encoder, else 224. For a run folder it may only
-            confirm.
-        weights: of two encoders, the trained one or its moving average.
-        seed: of ``random/NAME``.
-        download: fetch published weights that the local cache lacks; by default nothing asks a network.
+        architecture: as in ``network.encoder`` of a configuration. For a file, None means to infer it from the tensors.
+            Anything else must agree with it; only a bare ``"random"`` or ``"torchvision"`` takes its name from it.
+        image_size: side of the images, in pixels; None: that of the encoder, else 224. A run folder must agree with it.
+        weights: which of two encoders to open, the trained one or its moving average.
+        seed: for ``random/NAME``.
+        download: download published weights that the local cache lacks; by default the network is not used.
 
     Raises:
         CheckpointError: the weights are absent, damaged or do not match completely.
@@ -91,7 +90,7 @@ def open_encoder(
 
 
 def nothing_at(where: str | Path) -> CheckpointError:
-    """The error where WHERE is a path at which there is nothing."""
+    """The error for a WHERE that is a path at which nothing exists."""
     hint = did_you_mean_path(read_where(where).path)
     return CheckpointError(f"{where} does not exist{f'.{hint} Otherwise' if hint else ';'} name {FORMS}.")
 
@@ -108,16 +107,16 @@ def open_checkpoint(
 ) -> Opened:
     """The encoder of a checkpoint file.
 
-    Options that are None come from the file, if this package exported it; else they are ImageNet's normalisation, or
-    that of the program which wrote the file where its layout shows it, 224 pixels or the size of a vision transformer,
+    Options that are None come from the file, if this package exported it. Otherwise they are ImageNet's normalisation,
+    or that of the program that wrote the file if its layout shows it; 224 pixels, or the size of a vision transformer;
     and a central crop of 0.875.
 
     Args:
         path: a safetensors or PyTorch file; ``reading`` and ``matching`` describe its content.
-        architecture: None: by its tensors.
-        branch: of two encoders, the trained one or its moving average.
-        image_size: side of the images, pixels.
-        mean, std: of pixels in [0, 1], one number a channel.
+        architecture: None: inferred from the tensors.
+        branch: which of two encoders to open, the trained one or its moving average.
+        image_size: side of the images, in pixels.
+        mean, std: of pixels in [0, 1], one number per channel.
         crop_fraction: central fraction of the side that evaluation keeps, in (0, 1].
 
     Raises:
@@ -163,7 +162,7 @@ def _open_step(
 
 
 def _config_of_run(run: Path, architecture: str | None, image_size: int | None) -> RunConfig:
-    """The configuration of a run, which the options may only confirm."""
+    """The configuration of a run, with which the options must agree."""
     config = read_config(run)
     for key, value, own in (("architecture", architecture, config.network.encoder),
                             ("image_size", image_size, config.data.image_size)):  # fmt: skip
@@ -205,7 +204,7 @@ def _open_image_model(place: Where, image_size: int | None, *, download: bool) -
 
 @torch.no_grad()
 def _check_repeats(encoder: nn.Module, data: DataConfig, place: str) -> None:
-    """Raises CheckpointError for a model that looks at a random part of an image, such as a masked autoencoder."""
+    """Raises CheckpointError for a model that sees a random part of an image, such as a masked autoencoder."""
     images = torch.rand(4, len(data.mean), data.image_size, data.image_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         if not torch.equal(encoder(images), encoder(images)):
@@ -221,6 +220,6 @@ def _opened(match: Match, data: DataConfig, place: Where, text: str, sha256: str
 
 
 def _build(config: RunConfig) -> nn.Module:
-    """The encoder at its initialisation, in evaluation mode; the random numbers of the caller stay."""
+    """The freshly initialised encoder, in evaluation mode; the caller's random state is kept."""
     with torch.random.fork_rng(devices=[]):
         return encoders.initialise_encoder(config)[0].eval()

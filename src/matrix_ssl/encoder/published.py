@@ -1,4 +1,4 @@
-"""Published weights of torchvision and timm by name: which file they are, and how their images are normalised."""
+"""Published weights of torchvision and timm by name: their file, and how their images are normalised."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Published:
     """A file of published weights."""
 
     path: Path
-    architecture: str  # as network.encoder
+    architecture: str  # as in network.encoder
     data: DataConfig  # size, crop and normalisation of its images
     label: str  # its name, for messages
 
@@ -29,7 +29,7 @@ def torchvision_weights(name: str, weights: str, *, download: bool) -> Published
         ConfigError: torchvision has no such weights.
         CheckpointError: the file is absent, cannot be fetched, or is damaged.
     """
-    names = torchvision.models.list_models(module=torchvision.models)  # without those of detection, video and others
+    names = torchvision.models.list_models(module=torchvision.models)  # without models for detection, video and others
     if name not in names:
         raise ConfigError(f"torchvision has no weights of {name!r}.{_near(name, names)}")
     known = torchvision.models.get_model_weights(name)
@@ -72,7 +72,7 @@ def timm_weights(name: str, tag: str, *, download: bool) -> Published:
 
 
 def _timm_file(settings: Any, label: str, *, download: bool) -> Path:
-    """The file in the cache of Hugging Face, where timm looks first, or else in that of PyTorch."""
+    """The file in Hugging Face's cache, where timm looks first, or else in PyTorch's."""
     what, repository = f"The file of {label}", settings.hf_hub_id
     url = None if settings.custom_load else settings.url
     if repository:
@@ -94,6 +94,6 @@ def _file_of(url: str, what: str, *, download: bool) -> Path:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """As ``did_you_mean``; more than a thousand names are not listed."""
+    """Like ``did_you_mean``, but without listing more than a thousand names."""
     near, listed, _ = did_you_mean(name, known).partition(" Known:")
     return near if not listed else " Choose a different architecture."

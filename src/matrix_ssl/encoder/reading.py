@@ -1,8 +1,8 @@
-"""Reads the tensors of a checkpoint, whoever wrote it, without ever executing a pickle.
+"""Reads the tensors of a checkpoint from any program, without ever executing a pickle.
 
 safetensors files hold nothing but tensors. PyTorch's files are pickles: they are read by PyTorch's own restricted
 reader (``weights_only=True``), which builds tensors and plain containers and refuses everything else. The objects that
-training programs put beside the tensors, such as a NumPy scalar or the arguments of the program, are listed in
+training programs store alongside the tensors, such as a NumPy scalar or the program's arguments, are listed in
 ``INERT`` and become empty objects: no class or function of that name is looked up or called.
 """
 
@@ -28,18 +28,18 @@ from matrix_ssl.runs.folder import CHECKPOINTS
 
 TRAINING_STATE = re.compile(r"(optimizer|scaler|lr_scheduler|callbacks|loops|hyper_parameters|args)\w*$")
 _OURS = {"architecture", "weights", "method"}  # metadata of every file of this package
-_HEAD = 512  # bytes that identify the kind of a file
+_HEAD = 512  # bytes that identify the type of a file
 _OTHER_FILES = (
     (b"\x89HDF", "an HDF5 file, as Keras writes"), (b"GGUF", "a GGUF file"), (b"\x93NUMPY", "an array of NumPy"),
     (b"\x1f\x8b", "a compressed archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"%PDF", "a PDF file"),
 )  # fmt: skip
-_MOST_NAMES = 100_000  # in all groups; a group that stands in several places counts in each
-_MOST_REPEATED = 2**26  # bytes of a tensor that is larger than the memory behind it
-_DEEPEST = 8  # nested groups; more are a loop or an attack
+_MOST_NAMES = 100_000  # in all groups; a group that appears in several places counts in each
+_MOST_REPEATED = 2**26  # bytes of a tensor that is larger than its storage
+_DEEPEST = 8  # nested groups; more indicate a loop or an attack
 
 
 class Inert:
-    """Replaces an object that is not a tensor: it takes any arguments and any state, and keeps none."""
+    """Replaces an object that is not a tensor: accepts any arguments and state, and keeps none."""
 
     def __new__(cls, *_: Any) -> "Inert":
         return super().__new__(cls)
@@ -56,7 +56,7 @@ def _no_items(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# objects beside the tensors of published checkpoints, and their replacements; any other name is refused
+# objects alongside the tensors in published checkpoints, and their replacements; any other name is refused
 INERT: dict[str, Any] = {
     **dict.fromkeys([
         "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",  # learning rates, accuracies
@@ -84,9 +84,9 @@ class Contents:
 
 
 def read_tensors(path: Path) -> Contents:
-    """The tensors of a safetensors or PyTorch file, of the zip or the older form; nothing in it is executed.
+    """The tensors of a safetensors or PyTorch file, in the zip or the older format; nothing in it is executed.
 
-    Groups in groups, such as ``{"state_dict": {"module.encoder.conv1.weight": ...}}``, become dotted names. The state
+    Nested groups, such as ``{"state_dict": {"module.encoder.conv1.weight": ...}}``, become dotted names. The state
     of optimizers, learning-rate schedules and loss scalers is skipped.
     """
     head = _head(path)
@@ -121,7 +121,7 @@ def read_tensors(path: Path) -> Contents:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes; CheckpointError where the file is of a common other kind."""
+    """The first bytes; CheckpointError if the file is of another common type."""
     try:
         with open_file(path) as file:
             head = file.read(_HEAD)
@@ -146,11 +146,11 @@ def _head(path: Path) -> bytes:
 
 
 def _refuse_archives(path: Path) -> None:
-    """Raises CheckpointError for zip files that are no weights: programs of PyTorch, and arrays of NumPy."""
+    """Raises CheckpointError for zip files that are not weights: PyTorch programs and NumPy arrays."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged bytes make it fail in any way; the reader of PyTorch says what is wrong
+    except Exception:  # damaged bytes make it fail in any way; PyTorch's reader says what is wrong
         return
     if any(name.endswith("/constants.pkl") or "/code/__torch__" in name for name in names):
         raise CheckpointError(
@@ -194,7 +194,7 @@ def _check_archive(path: Path) -> None:
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
-    except Exception:  # the older form is no archive, and what is damaged is reported by PyTorch's reader
+    except Exception:  # the older format is not an archive, and PyTorch's reader reports damage
         return
     if unpacked > size:
         raise CheckpointError(
@@ -210,7 +210,7 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 def _walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor | None]]:
-    """Dotted names of nested groups whose keys are text, and their tensors; None for anything else."""
+    """Dotted names in nested groups whose keys are text, with their tensors; None for anything else."""
     if not isinstance(group, Mapping) or depth == 0:
         return
     for key, value in group.items():

@@ -1,4 +1,4 @@
-"""WHERE an encoder is: the one notation of all commands and functions that take an encoder.
+"""WHERE an encoder is: the common notation of all commands and functions that take an encoder.
 
     FOLDER                      a run folder
     FILE                        a checkpoint of this package or of another program; a run's in RUN/checkpoints
@@ -7,7 +7,7 @@
     hf:NAME                     an image model of transformers, by its name on the Hugging Face hub or its folder
     random/NAME                 an architecture at its initialisation, as in network.encoder
 
-A path that begins as one of the others is written with ``./`` before it.
+A path that begins like one of the other forms is written with ``./`` in front.
 """
 
 import os
@@ -31,10 +31,10 @@ _ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 @dataclass(frozen=True)
 class Where:
-    """A place that is read as one of the forms."""
+    """A parsed WHERE."""
 
     kind: Kind
-    name: str  # an architecture, a name of the hub, or a path
+    name: str  # an architecture, a name on the hub, or a path
     weights: str = ""  # torchvision's WEIGHTS or timm's TAG; empty: the default
 
     @property
@@ -44,7 +44,7 @@ class Where:
 
     @property
     def run(self) -> Path | None:
-        """The run that a checkpoint is of, which knows its network and its images; None for all other places."""
+        """The run of a checkpoint, which knows its network and its images; None for all other places."""
         if self.kind != PATH or self.path.parent.name != CHECKPOINTS or not STEP.fullmatch(self.path.name):
             return None
         run = self.path.absolute().parents[1]
@@ -52,7 +52,7 @@ class Where:
 
     @property
     def label(self) -> str:
-        """The notation, or the name of a file or folder without its place."""
+        """The notation, or the name of a file or folder without its path."""
         if self.kind == PATH:
             return self.path.name
         separator, mark = (":", "") if self.kind == HF else ("/", {TORCHVISION: ":", TIMM: "."}.get(self.kind, ""))
@@ -60,9 +60,9 @@ class Where:
 
     @property
     def folder(self) -> str:
-        """A name for a run folder: that of the file without its ending, or the form with hyphens.
+        """A name for a run folder: the file's without its extension, or the form with hyphens.
 
-        The checkpoint of a run has the name of the run before it.
+        For the checkpoint of a run, the name of the run comes first.
         """
         if self.kind != PATH:
             parts = (self.kind, *re.split(r"[/:\\]+", self.name.lstrip("./~")), *re.split(r"[/:]", self.weights))
@@ -76,10 +76,10 @@ class Where:
 
 
 def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
-    """Reads the notation; a ``Path`` is always a path.
+    """Parses the notation; a ``Path`` is always a path.
 
     Args:
-        architecture: the NAME of ``random`` and ``torchvision`` that stand alone.
+        architecture: the NAME for a bare ``random`` or ``torchvision``.
 
     Raises:
         ConfigError: a form lacks its name, or ``where`` is neither text nor a ``Path``.
@@ -100,7 +100,7 @@ def read_where(where: str | Path, *, architecture: str | None = None) -> Where:
 
 
 def check_where(where: object) -> None:
-    """Raises ConfigError for anything but text and a ``Path``."""
+    """Raises ConfigError for anything other than text or a ``Path``."""
     if not isinstance(where, (str, Path)):
         raise ConfigError(f"An encoder of type {type(where).__name__}: name {FORMS}.")
 
@@ -112,7 +112,7 @@ def is_folder(where: str | Path) -> bool:
 
 
 def absolute(where: str) -> str:
-    """WHERE with the whole path of a file or folder that exists, so that it holds in every folder; others as it is."""
+    """WHERE with an absolute path if it is an existing file or folder, so that it is valid anywhere; else unchanged."""
     place = read_where(where)
     if place.kind == PATH:
         return str(place.path.absolute()) if place.path.exists() else where

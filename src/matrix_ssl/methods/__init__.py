@@ -1,4 +1,4 @@
-"""Self-supervised methods, one file each. A file here, or a path to a file anywhere, needs no registration."""
+"""Self-supervised methods, one file each. A file in this folder, or any Python file's path, needs no registration."""
 
 import importlib
 import importlib.util
@@ -31,26 +31,26 @@ __all__ = [
     "register_method",
 ]
 
-_CLASSES: dict[str, type[Method]] = {}  # of programs, by the name under which a run records them
+_CLASSES: dict[str, type[Method]] = {}  # classes that programs registered, by the name that a run records
 
 
 class _Loader(SourceFileLoader):
-    """Leaves no ``__pycache__`` beside the file of a user."""
+    """Leaves no ``__pycache__`` next to the user's file."""
 
     def set_data(self, path: Any, data: Any, *, _mode: int = 0o666) -> None:
         """Does nothing."""
 
 
 def list_methods() -> list[str]:
-    """Names of the methods of this package."""
+    """The names of this package's methods."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def register_method(method: type[Method]) -> str:
-    """Makes a class of a program a method of this process; returns its name, ``MODULE:CLASS`` or that of this package.
+    """Registers a program's method class in this process; returns ``MODULE:CLASS``, or the name of a built-in method.
 
     Raises:
-        ConfigError: it is not a subclass of Method.
+        ConfigError: ``method`` is not a subclass of Method.
     """
     if not (inspect.isclass(method) and issubclass(method, Method)):
         raise ConfigError(
@@ -65,10 +65,10 @@ def register_method(method: type[Method]) -> str:
 
 
 def find_method(name: str) -> type[Method]:
-    """The method class of a module of this package, of a Python file given by its path, or of ``register_method``.
+    """The method class for a built-in method's name, the path of a Python file, or a name from ``register_method``.
 
     Raises:
-        ConfigError: there is no such method, or the file cannot be executed or does not define exactly one.
+        ConfigError: there is no such method, or the file cannot be executed or does not define exactly one method.
     """
     if name in _CLASSES:
         return _CLASSES[name]
@@ -80,7 +80,7 @@ def find_method(name: str) -> type[Method]:
         spec = importlib.util.spec_from_file_location(title, file, loader=_Loader(title, file))
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module  # where dataclasses in the file look it up
+        sys.modules[module.__name__] = module  # dataclasses in the file look it up here
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -101,24 +101,24 @@ def find_method(name: str) -> type[Method]:
 
 
 def _where(error: BaseException, file: str) -> str:
-    """The last line of the file that an error passed; empty for an error that names its place itself."""
+    """The last line of the file in an error's traceback, as a prefix; empty for an error that states its own place."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"line {lines[-1]}: " if lines else ""
 
 
 def describe_method(name: str) -> str:
-    """The docstring of a method's file: idea, formula, paper. Raises as ``find_method``."""
+    """The docstring of a method's file: idea, formula and paper. Raises the same errors as ``find_method``."""
     return inspect.getdoc(sys.modules[find_method(name).__module__]) or f"{name}: no description"
 
 
 def option_defaults(method: type[Method]) -> dict[str, Any]:
-    """The options of a method with their defaults; ``inspect.Parameter.empty`` where there is none."""
+    """A method's options with their defaults; ``inspect.Parameter.empty`` for an option without a default."""
     parameters = inspect.signature(method.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def complete_options(method: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every keyword of a method's constructor with its value: that of ``options``, checked, or the default.
+    """Every keyword of a method's constructor with its value: the checked one from ``options``, or the default.
 
     Raises:
         ConfigError: an option is unknown, has the wrong type, or is missing and has no default.

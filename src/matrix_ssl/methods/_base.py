@@ -1,4 +1,4 @@
-"""The bases of the methods, without and with a teacher: modules with their networks that turn two views into a loss."""
+"""Base classes of methods, with and without a teacher: modules that hold the networks and turn views into a loss."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from matrix_ssl.networks.teacher import cosine_momentum, make_teacher, update_te
 
 
 class StepOutput(NamedTuple):
-    """What a method's forward returns. All tensors but the loss are detached."""
+    """What a method's ``forward`` returns. All tensors except the loss are detached."""
 
     loss: Tensor  # (), the same on every process
     terms: dict[str, Tensor]  # () each: the parts of the loss, and counts named in ``Method.counters``
     features: Tensor  # (n_local, k), the encoder's features of the first view
     student: Tensor  # (n_local, d), the student's outputs for the first view
-    teacher: Tensor  # (n_local, d), what they are compared with
+    teacher: Tensor  # (n_local, d), the targets of these outputs
 
 
 class Method(nn.Module, ABC):
-    """Base class. A subclass takes ``(encoder, feature_dim, *, option=default, ...)`` and needs nothing else.
+    """Base class of methods. A subclass's constructor takes ``(encoder, feature_dim, *, option=default, ...)``.
 
-    ``encoder`` maps images (n, c, h, w) to features (n, feature_dim). Every keyword-only argument is a setting
-    ``method.option`` of a run, of the annotated type and, as in ``Annotated[int, Ge(1)]``, range; anything else is a
-    ConfigError. The loss is that of the batch of all processes, for example by ``matrix_ssl.distributed.gather``.
+    ``encoder`` maps images (n, c, h, w) to features (n, feature_dim). Every keyword-only argument becomes a setting
+    ``method.option`` of a run. Its annotation gives the type and, as in ``Annotated[int, Ge(1)]``, the range; any other
+    value is a ConfigError. The loss must be that of the whole batch, across all processes: gather the outputs with
+    ``matrix_ssl.distributed.gather``, for example.
     """
 
-    encoder: nn.Module  # the student's; what a run exports
-    seed: int = 0  # of the run; set before the first step, for random numbers that all processes share
+    encoder: nn.Module  # the student's encoder, which a run exports
+    seed: int = 0  # the run's, set before the first step; for random numbers that all processes share
     counters: tuple[str, ...] = ()  # names in ``terms`` that count events: summed over a run instead of averaged
-    needs_tokens: ClassVar[bool] = False  # whether the encoder must have tokens, ``networks.has_tokens``
-    least_views: ClassVar[int] = 2  # of an image
-    # options that a comparison tries when it tunes, one mapping a variant; the defaults are always tried first
+    needs_tokens: ClassVar[bool] = False  # whether the encoder must have tokens (``networks.has_tokens``)
+    least_views: ClassVar[int] = 2  # per image
+    # options that a comparison tries when it tunes, one mapping per variant; the defaults are always tried first
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     def __init_subclass__(cls, **arguments: Any):
@@ -50,13 +51,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *views: Tensor) -> StepOutput:
-        """Loss of a batch from its views, (n_local, c, h, w) each; a method may also take ``view1, view2`` alone."""
+        """The loss of a batch from its views, (n_local, c, h, w) each; a method may also take only ``view1, view2``."""
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Called before every step with the number of steps done, for losses with a schedule or random numbers."""
+        """Called before every step with the number of completed steps, for losses with a schedule or random numbers."""
 
     def after_step(self, progress: float) -> None:
-        """Called after every optimizer step, with the fraction of the training that is done, in (0, 1]."""
+        """Called after every optimizer step, with the fraction of the training completed, in (0, 1]."""
 
     def schedule(self, progress: float) -> dict[str, float]:
         """Scheduled quantities to plot, such as a teacher's momentum, at a fraction of the training in [0, 1]."""
@@ -67,26 +68,26 @@ class Method(nn.Module, ABC):
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters, in groups as a PyTorch optimizer takes them.
+        """The trainable parameters, in groups for a PyTorch optimizer.
 
-        A group may carry ``rate``, a factor of its learning rate, and ``constant``, true where the rate stays at its
-        peak after the warm-up instead of following the cosine.
+        A group may contain ``rate``, which multiplies its learning rate, and ``constant``, which keeps the rate at its
+        peak after the warm-up instead of following the cosine schedule.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     @classmethod
     def choose_views(cls, views: tuple[config.ViewConfig, ...]) -> tuple[config.ViewConfig, ...]:
-        """The views of a run with this method, from those of a recipe for a different one."""
+        """The views of a run with this method, given those of a recipe for a different method."""
         return views
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The run with the values of the method's paper for ImageNet, from one with this package's defaults."""
+        """``base``, a run with this package's defaults, changed to the values of the method's paper for ImageNet."""
         return base
 
 
 class TeacherMethod(Method):
-    """A method whose targets come from the exponential moving average of its encoder and projector.
+    """A method whose targets come from an exponential moving average of its encoder and projector.
 
     A subclass sets ``encoder`` and ``projector`` and then calls ``add_teacher``.
     """
@@ -96,7 +97,7 @@ class TeacherMethod(Method):
     teacher_momentum: float
 
     def add_teacher(self, momentum: float) -> None:
-        """Creates the teacher, a copy of the student; ``momentum`` in [0, 1] is that of the start."""
+        """Creates the teacher as a copy of the student; ``momentum``, in [0, 1], is the initial one."""
         self.teacher_momentum = config.check_type(momentum, config.Fraction, "method.teacher_momentum")
         self.teacher = make_teacher(self._student())
 
@@ -110,7 +111,7 @@ class TeacherMethod(Method):
         update_teacher(self.teacher, self._student(), self.schedule(progress)["teacher_momentum"])
 
     def schedule(self, progress: float) -> dict[str, float]:
-        """The teacher's momentum, which rises to 1 on a cosine."""
+        """The teacher's momentum, which rises to 1 along a cosine."""
         return {"teacher_momentum": cosine_momentum(progress, self.teacher_momentum)}
 
     def teacher_encoder(self) -> nn.Module:
@@ -121,21 +122,21 @@ class TeacherMethod(Method):
 
 
 def global_views(views: Sequence[Tensor]) -> list[int]:
-    """Places of the views (n, c, h, w) that are as large as the first one; smaller ones are local."""
+    """Indices of the views (n, c, h, w) that are at least as large as the first one; smaller views are local."""
     return [place for place, view in enumerate(views) if view.shape[-1] >= views[0].shape[-1]]
 
 
 def view_pairs(views: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Places of the pairs of views of which one at least is global, for a loss of two views: (0, 1) for two."""
+    """Index pairs of views, at least one of them global, for a loss of two views: (0, 1) if there are two."""
     known = set(global_views(views))
     return [(a, b) for a, b in itertools.combinations(range(len(views)), 2) if known & {a, b}]
 
 
 def student_teacher_pairs(views: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
-    """Places (a, b, c, d) for a loss(z_a, z_b, p_c, p_d) that is the mean of the orders (z_a, p_d) and (z_b, p_c).
+    """Indices (a, b, c, d) for a loss(z_a, z_b, p_c, p_d) that is the mean over the pairs (z_a, p_d) and (z_b, p_c).
 
-    Together they are all orders of any view for the student and a different, global one for the teacher: (0, 1, 0, 1)
-    for two views. An odd number of orders is taken twice.
+    Together they cover every pair of any view for the student and a different, global one for the teacher: (0, 1, 0, 1)
+    for two views. If the number of pairs is odd, every pair is taken twice.
     """
     orders = [(s, t) for s in range(len(views)) for t in global_views(views) if s != t]
     orders *= 1 + len(orders) % 2
@@ -143,42 +144,42 @@ def student_teacher_pairs(views: Sequence[Tensor]) -> list[tuple[int, int, int, 
 
 
 def check_views(outputs: Sequence[Tensor]) -> None:
-    """Raises ValueError unless there are outputs of two views or more, all of one shape (n, d) with n ≥ 2."""
+    """Raises ValueError unless there are outputs of at least two views, all of the same shape (n, d) with n ≥ 2."""
     check_rows(**{f"z{number}": z for number, z in enumerate(outputs, 1)})
     if len(outputs) < 2:
         raise ValueError(f"Expected the outputs of two views or more, got {len(outputs)}.")
 
 
 def cross_entropy_of_views(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """-Σ_k q_gk log softmax(logits_v)_k, the mean over the n rows and over all views v and g ≠ v: a scalar in nats.
+    """-Σ_k q_gk log softmax(logits_v)_k, averaged over the n rows and all views v and g ≠ v: a scalar in nats.
 
     Args:
-        logits: (n, k) each, v of them, of which one at least has a target other than its own.
-        targets: (n, k) each, distributions q_g for the first of these views.
+        logits: one (n, k) tensor per view v; at least one view has a target other than its own.
+        targets: (n, k) each, the distributions q_g of the first of these views.
     """
     losses, pairs = [], 0
     for place, view in enumerate(logits):
         others = [target for number, target in enumerate(targets) if number != place]
-        if others:  # the logarithm is linear in the targets: one softmax a view, and none for a pair
+        if others:  # cross-entropy is linear in the targets: one softmax per view is enough
             losses.append(F.cross_entropy(view, sum(others[1:], others[0]), reduction="sum"))
             pairs += len(others)
     return torch.stack(losses).sum() / (pairs * len(logits[0]))
 
 
 def gather_outputs(*outputs: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all processes of several outputs (n_local, d) of one shape, in a single exchange."""
+    """The rows of several outputs (n_local, d) of the same shape from all processes, gathered in a single exchange."""
     if distributed.world_size() == 1:
         return outputs
     return distributed.gather(torch.stack(outputs, dim=1)).unbind(1)
 
 
 def mean_over_processes(local: Tensor) -> Tensor:
-    """The mean over the whole batch of a loss that is a mean over rows, from this process's; all have as many rows."""
+    """The mean over all processes of a loss that is a mean over rows; all must have the same number of rows."""
     return distributed.sum_of_parts(local / distributed.world_size())
 
 
 def check_options(constructor: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a method as the types and within the ranges that annotate its constructor, or a ConfigError."""
+    """A method's options, checked against its constructor's annotated types and ranges; otherwise a ConfigError."""
     hints = get_type_hints(constructor, include_extras=True)
     return {name: config.check_type(value, hints.get(name, Any), f"method.{name}") for name, value in options.items()}
 

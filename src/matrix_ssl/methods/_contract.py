@@ -1,4 +1,4 @@
-"""What a method of a user must keep to, checked where it is built and at every step: one sentence for each mistake."""
+"""The contract of a user's method, checked when it is built and at every step, with a message for each mistake."""
 
 import inspect
 import json
@@ -14,10 +14,10 @@ from matrix_ssl.methods._base import Method, StepOutput
 def create_method(
     kind: type[Method], name: str, encoder: nn.Module, feature_dim: int, options: Mapping[str, Any]
 ) -> Method:
-    """A method of a class with its networks; ``name`` is that of the run, for messages.
+    """Builds a method of class ``kind`` with its networks; ``name`` is its name in the run, for error messages.
 
     Raises:
-        ConfigError: the class lacks ``forward``, has a different constructor, or keeps no encoder.
+        ConfigError: the class lacks ``forward``, has a different constructor, or does not store its encoder.
     """
     where = f"method.name={name!r}: {kind.__name__}"
     if lacking := sorted(kind.__abstractmethods__):
@@ -47,7 +47,7 @@ def check_storable(options: Mapping[str, Any]) -> None:
 
 
 def check_output(output: Any, name: str, rows: int) -> None:
-    """Raises ConfigError unless a method's ``forward`` returned what ``StepOutput`` says, for so many images."""
+    """Raises ConfigError unless a method's ``forward`` returned a valid ``StepOutput`` for ``rows`` images."""
     where = f"method.name={name!r}: forward returned"
     if not isinstance(output, StepOutput):
         raise ConfigError(f"{where} {_kind(output)}: return a StepOutput(loss, terms, features, student, teacher).")

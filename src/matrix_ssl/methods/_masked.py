@@ -1,4 +1,4 @@
-"""What methods of masked modelling share: masks, an encoder of what is visible, and a decoder of the pixels."""
+"""Shared by masked-modelling methods: masks, an encoder of the visible patches, and a decoder of the pixels."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from matrix_ssl.data.randomness import uniform
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.methods._base import Method
 
-_MASK = 0x3A5C  # coordinate that keeps the masks apart from other random numbers
+_MASK = 0x3A5C  # coordinate that keeps the masks independent of other random numbers
 
 
 def patch_order(samples: NDArray[np.int64], patches: int, *, seed: int, step: int, view: int) -> NDArray[np.int64]:
-    """A random order (n, patches) of the patches of each image, a function of its place in the batch of a step.
+    """A random order (n, patches) of each image's patches, determined by its position in the batch of a step.
 
     Args:
-        samples: (n,), places of the images in the batch of all processes.
-        patches: number of patches of an image.
-        seed, step, view: of the run, from 0, and from 1.
+        samples: (n,), positions of the images in the batch of all processes.
+        patches: number of patches per image.
+        seed, step, view: the run's seed, the step, counted from 0, and the view, counted from 1.
     """
     return np.argsort(uniform(seed, _MASK, step, samples, view, draws=patches), axis=1, kind="stable")
 
 
 class Reconstruction(NamedTuple):
-    """What a masked autoencoder makes of one view."""
+    """The output of a masked autoencoder for one view."""
 
-    features: Tensor  # (n_local, k), the encoder's, of the visible patches
+    features: Tensor  # (n_local, k), the encoder's features of the visible patches
     prediction: Tensor  # (n_local, m, p), of the masked patches
     pixels: Tensor  # (n_local, m, p), of the same patches
 
 
 class MaskedMethod(Method):
-    """A method that predicts the pixels of the patches which its encoder does not see.
+    """A method that predicts the pixels of the patches that its encoder does not see.
 
     A subclass sets ``encoder`` and ``mask_ratio`` and then calls ``add_decoder``.
     """
@@ -50,7 +50,7 @@ class MaskedMethod(Method):
     _step = 0
 
     def add_decoder(self, feature_dim: int, *, width: int, depth: int, heads: int) -> None:
-        """Creates the decoder; ConfigError where patches do not cover an image, or there is only one."""
+        """Creates the decoder; ConfigError if the encoder has no tokens or its patches do not divide an image."""
         if not networks.has_tokens(self.encoder):
             raise ConfigError(
                 f"The encoder {type(self.encoder).__name__} has no tokens: use a vision transformer of timm."
@@ -71,7 +71,7 @@ class MaskedMethod(Method):
         self._step = step
 
     def reconstruct(self, view: Tensor, number: int) -> Reconstruction:
-        """What encoder and decoder make of a view (n_local, c, s, s), by its number from 1."""
+        """Runs encoder and decoder on a view (n_local, c, s, s); ``number`` counts the views from 1."""
         rows, columns = view.shape[2] // self.side, view.shape[3] // self.side
         first = distributed.rank() * len(view)
         order = torch.from_numpy(
@@ -88,13 +88,13 @@ class MaskedMethod(Method):
 
     @classmethod
     def choose_views(cls, views: tuple[config.ViewConfig, ...]) -> tuple[config.ViewConfig, ...]:
-        """One view: the first one's crops and its other changes of place, without those of colour."""
+        """One view, with the first view's crops and other geometric augmentations, without the photometric ones."""
         unchanged: dict[str, Any] = dict.fromkeys(("jitter", "grayscale", "blur", "solarize", "gamma", "noise"), 0.0)
         return (dataclasses.replace(views[0], count=1, **unchanged),)
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:
-    """How many of an image's patches are seen; at least one is, and at least one is not."""
+    """The number of an image's patches that are visible: at least one, and at most all but one."""
     return min(max(1, round(patches * (1 - mask_ratio))), patches - 1)
 
 
@@ -107,7 +107,7 @@ def published_run(base: config.RunConfig, *, epochs: int, batch_size: int) -> co
         weight_decay=0.05,  # MAE, table 8
         warmup_epochs=40,  # MAE, table 8
     )
-    network = config.NetworkConfig(encoder="timm/vit_base_patch16_224")  # the smallest of both papers
+    network = config.NetworkConfig(encoder="timm/vit_base_patch16_224")  # the smallest encoder in both papers
     return dataclasses.replace(
         base, views=(view,), network=network, optimizer=optimizer, epochs=epochs, batch_size=batch_size
     )

@@ -4,9 +4,9 @@ With columns standardised over the batch and C = ẑ1ᵀ ẑ2 / n:
 
     loss = Σ_i (1 - C_ii)² + λ · Σ_i≠j C_ij²
 
-The diagonal makes both views agree, the rest makes outputs differ from each other. The weight λ (``lambd`` in the
-published code) is the option ``redundancy_weight``. At λ = 1 the loss is the first two terms of maximum entropy coding,
-up to the asymmetry of C: ``docs/maximum-entropy.md``.
+The diagonal makes both views agree, the rest decorrelates the outputs. The weight λ (``lambd`` in the published
+code) is the option ``redundancy_weight``. At λ = 1 the loss consists of the first two terms of maximum entropy coding,
+up to the asymmetry of C: see ``docs/maximum-entropy.md``.
 
 Reference: Zbontar, Jing, Misra, LeCun and Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
 ICML 2021, equations 1 and 2, https://arxiv.org/abs/2103.03230.
@@ -33,15 +33,15 @@ EPSILON = 1e-5  # added to the variances, as the BatchNorm of the published code
 def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = REDUNDANCY_WEIGHT) -> Tensor:
     """Σ_i (1 - C_ii)² + redundancy_weight · Σ_i≠j C_ij², with C the cross-correlation of the columns.
 
-    The second sum is computed with d x d numbers, or with n x n where a batch has fewer rows than columns.
+    The second sum is computed from d x d matrices, or from n x n ones if a batch has fewer rows than columns.
 
     Args:
         z1, z2: (n, d), outputs for the two views (z_a and z_b in the paper), not standardised.
         redundancy_weight: λ ≥ 0.
 
     Returns:
-        A scalar, 0 or more up to rounding; 0 where C is the identity. The second sum is a difference, which in float32
-        loses three digits where the outputs are all but uncorrelated; its gradient does not.
+        A scalar, 0 or more up to rounding; 0 if C is the identity. The second sum is a difference, which in float32
+        loses three digits when the outputs are nearly uncorrelated; its gradient does not.
 
     Raises:
         ValueError: shapes differ or are not (n, d) with n ≥ 2; the weight is negative or not finite.
@@ -68,13 +68,13 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, *, redundancy_weight: float = REDU
 
 
 class BarlowTwins(Method):
-    """An encoder and a projector of three layers under ``barlow_twins_loss``.
+    """An encoder and a three-layer projector, trained with ``barlow_twins_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         redundancy_weight: see ``barlow_twins_loss``.
-        bias_rate: the learning rate of biases and BatchNorm over that of the weights.
+        bias_rate: learning rate of biases and BatchNorm relative to that of the weights.
     """
 
     variants = ({"redundancy_weight": 0.02}, {"redundancy_weight": 0.08}, {"redundancy_weight": 0.00125})
@@ -106,7 +106,7 @@ class BarlowTwins(Method):
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups: weights; biases and BatchNorm, whose learning rate may differ."""
+        """Two groups: the weights, and biases and BatchNorm, whose learning rate may differ."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trainable if p.ndim > 1]},
@@ -115,8 +115,8 @@ class BarlowTwins(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        views = config.asymmetric_views(smallest_crop=0.08)  # section 2.2: those of BYOL
+        """The paper's pre-training on ImageNet, 73.2 % linear accuracy after 1000 epochs (its table 1)."""
+        views = config.asymmetric_views(smallest_crop=0.08)  # section 2.2: BYOL's
         options = {**base.method.options, "bias_rate": 0.024}  # section 2.2: 0.2 for weights, 0.0048 for biases
         method = dataclasses.replace(base.method, options=options)
         optimizer = config.OptimizerConfig(

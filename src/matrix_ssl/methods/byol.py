@@ -1,11 +1,11 @@
-"""BYOL: a student with a predictor follows its own moving average.
+"""BYOL: a student with a predictor learns to match its own moving average.
 
-The teacher is the exponential moving average of the student; no negative pairs. Student and teacher see opposite
-views:
+The teacher is the exponential moving average of the student, and there are no negative pairs. Student and teacher see
+opposite views:
 
     loss = ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖²,     z the student's predictions, p the teacher's projections, rows of length one
 
-The paper calls the student online network and the teacher target network.
+The paper calls the student the online network and the teacher the target network.
 
 Reference: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
 equation 2 and section 3, https://arxiv.org/abs/2006.07733.
@@ -31,10 +31,10 @@ from matrix_ssl.methods._base import (
 
 @in_full_precision
 def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², the mean over the rows: a scalar in [0, 8].
+    """Squared distance of unit rows, ‖z̄1 - p̄2‖² + ‖z̄2 - p̄1‖², averaged over the rows: a scalar in [0, 8].
 
-    It equals 4 + 4 · ``simsiam_loss``. The loss itself stops no gradient: the targets come from a teacher that takes
-    none, or must be detached.
+    It equals 4 + 4 · ``simsiam_loss``. The loss itself stops no gradient: the targets must come from a teacher
+    without gradient, or be detached.
 
     Args:
         z1, z2: (n, d), outputs of the student's predictor for the two views.
@@ -56,12 +56,12 @@ def byol_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
 
 
 class BYOL(TeacherMethod):
-    """A student of encoder, projector and predictor under ``byol_loss``, and its moving average as the teacher.
+    """A student (encoder, projector, predictor), trained with ``byol_loss``, and its moving average as the teacher.
 
     Args:
-        hidden_dim: width of the hidden layer of projector and predictor.
+        hidden_dim: width of the hidden layers of projector and predictor.
         output_dim: d, width of the outputs.
-        teacher_momentum: at the start; it rises to 1 on a cosine (τ in the paper).
+        teacher_momentum: initial momentum (τ in the paper); it rises to 1 along a cosine.
     """
 
     variants = ({"teacher_momentum": 0.996}, {"teacher_momentum": 0.97})
@@ -91,7 +91,7 @@ class BYOL(TeacherMethod):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 74.3 % linear after 1000 epochs (its table 1)."""
+        """The paper's pre-training on ImageNet, 74.3 % linear accuracy after 1000 epochs (its table 1)."""
         views = config.asymmetric_views(smallest_crop=0.08)  # table 6
         optimizer = config.OptimizerConfig(
             name="lars",  # section 3.3, no adaptation and no decay of biases and BatchNorm

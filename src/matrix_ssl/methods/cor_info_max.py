@@ -1,13 +1,13 @@
-"""CorInfoMax: the views agree, and the covariance of the outputs, a running one, has a large determinant.
+"""CorInfoMax: the views agree, and the running covariance of the outputs has a large determinant.
 
 With rows of length one, n of them, and f the forgetting factor:
 
     loss = α · mean (z1 - z2)²  -  1/d · Σ_branches log det(R + εI)
     R ← f R + (1 - f) · Σ_i (z_i - μ)(z_i - μ)ᵀ / n,    μ ← f μ + (1 - f) · Σ_i z_i / n
 
-The log determinants are the second-order entropies of the branches, and the whole a bound of the log-determinant mutual
-information between them. The gradient goes through the batch's part of R. The weight α of the attraction is the option
-``invariance_weight``.
+The log determinants are the second-order entropies of the branches, and the whole is a bound on the log-determinant
+mutual information between them. The gradient flows through the batch's part of R. The weight α of the attraction is the
+option ``invariance_weight``.
 
 Reference: Ozsoy, Hamdan, Arik, Yuret and Erdogan, "Self-Supervised Learning with an Information Maximization
 Criterion", NeurIPS 2022, https://arxiv.org/abs/2209.07999.
@@ -40,13 +40,13 @@ class Moments(NamedTuple):
 
 
 def first_moments(like: Tensor) -> Moments:
-    """Those before the first step for outputs (n, d): zero and the identity."""
+    """The moments before the first step, for outputs (n, d): zero and the identity."""
     d = like.shape[1]
     return Moments(like.new_zeros(d), torch.eye(d, dtype=like.dtype, device=like.device))
 
 
 def next_moments(z: Tensor, before: Moments, *, forgetting: float = FORGETTING) -> Moments:
-    """The moments after a batch (n, d), in float64, where the device has it."""
+    """The moments after a batch (n, d), in float64 if the device supports it."""
     with without_autocast(z):
         rows = _widest(unit_rows(z))
         mean = torch.lerp(rows.mean(0), _widest(before.mean), forgetting)
@@ -64,15 +64,15 @@ def cor_info_max_loss(
     forgetting: float = FORGETTING,
     ridge: float = RIDGE,
 ) -> Tensor:
-    """Weighted distance of the views minus the mean log determinants of their running covariances: a scalar.
+    """Weighted distance of the views minus 1/d times the log determinants of their running covariances: a scalar.
 
-    Determinants are computed in float64, where the device has it, by Cholesky. It can be differentiated once.
+    Determinants are computed by Cholesky, in float64 if the device supports it. The loss can be differentiated once.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here.
-        before: moments of both branches before this batch, by default those before the first.
+        before: moments of both branches before this batch, by default ``first_moments``.
         invariance_weight: α ≥ 0.
-        forgetting: f in [0, 1], the part of the old moments.
+        forgetting: f in [0, 1], the weight of the old moments.
         ridge: ε > 0.
 
     Raises:
@@ -103,7 +103,7 @@ def _widest(x: Tensor) -> Tensor:
 
 
 class CorInfoMax(Method):
-    """An encoder and a projector of three layers under ``cor_info_max_loss``, with running moments of its outputs.
+    """An encoder and a three-layer projector, trained with ``cor_info_max_loss`` on running moments of the outputs.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
@@ -151,7 +151,7 @@ class CorInfoMax(Method):
             forgetting=self.forgetting,
             ridge=self.ridge,
         )
-        # the moments are part of this step's graph: they change after the step, if it is taken
+        # the moments are part of this step's graph, so they change only after the step, and only if the step is taken
         self._newest = [
             next_moments(z.detach(), moments, forgetting=self.forgetting)
             for z, moments in zip(outputs, before, strict=True)
@@ -167,7 +167,7 @@ class CorInfoMax(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 69.08 % linear after 100 epochs (the code's README)."""
+        """The paper's pre-training on ImageNet, 69.08 % linear accuracy after 100 epochs (the code's README)."""
         views = config.asymmetric_views(smallest_crop=0.08)  # not verified
         # the code's README
         options = {"hidden_dim": 8192, "output_dim": 512, "invariance_weight": 2000.0, "forgetting": 0.1}

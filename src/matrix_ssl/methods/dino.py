@@ -1,17 +1,17 @@
-"""DINO: a student predicts the distribution over prototypes that its moving average gives to a different view.
+"""DINO: a student predicts the distribution over prototypes that its moving average assigns to a different view.
 
-With z the outputs of the student and p those of the teacher, K each, and a running mean c of the teacher's outputs:
+With z the outputs of the student, p those of the teacher, K wide each, and c a running mean of the teacher's outputs:
 
     loss = mean over views v and global views g ≠ v of   -Σ_k softmax((p_g - c) / τ_t)_k log softmax(z_v / τ_s)_k
 
-Centring by c keeps one prototype from winning always, the low temperature τ_t (sharpening) keeps all from being equally
-probable; together they keep the outputs from collapsing. The teacher sees the global views only, the student smaller
-ones as well: see the setting ``views``. The head has three layers, outputs of length one, and a last layer of K rows of
-length one, which does not move at the start of the training.
+Centring by c keeps one prototype from always winning, and the low temperature τ_t (sharpening) keeps the prototypes
+from becoming equally probable; together they keep the outputs from collapsing. The teacher sees only the global views,
+the student smaller ones as well: see the setting ``views``. The head has three layers, outputs of length one, and a
+last layer of K rows of length one, which is frozen at the start of training.
 
-What differs from the published code: its weight decay rises on a cosine from 0.04 to 0.4 and its gradients are clipped
-at a norm of 3; here the decay is constant, and nothing is clipped. The teacher's BatchNorm statistics follow the
-student's. A learning rate ends at zero.
+Differences from the published code: there the weight decay rises along a cosine from 0.04 to 0.4 and gradients are
+clipped at a norm of 3; here the decay is constant, and nothing is clipped. The teacher's BatchNorm statistics follow
+the student's. The learning rate ends at zero.
 
 Reference: Caron, Touvron, Misra, Jégou, Mairal, Bojanowski and Joulin, "Emerging Properties in Self-Supervised Vision
 Transformers", ICCV 2021, equations 1 to 4, https://arxiv.org/abs/2104.14294.
@@ -50,14 +50,14 @@ def dino_loss(
     student_temperature: float = STUDENT_TEMPERATURE,
     teacher_temperature: float = TEACHER_TEMPERATURE,
 ) -> Tensor:
-    """Cross-entropy of the student's views with the teacher's, the mean over all pairs of different ones: in nats.
+    """Cross-entropy of the student's views with the teacher's, averaged over all pairs of different views, in nats.
 
-    The loss itself stops no gradient: the targets come from a teacher that takes none, or must be detached.
+    The loss itself stops no gradient: the targets must come from a teacher without gradient, or be detached.
 
     Args:
         z: (v, n, K), the student's outputs for v views.
         p: (g, n, K), the teacher's outputs for the first g of these views.
-        centre: (K,), what is subtracted from the teacher's outputs.
+        centre: (K,), subtracted from the teacher's outputs.
         student_temperature, teacher_temperature: τ_s and τ_t > 0.
 
     Raises:
@@ -101,30 +101,30 @@ class Head(nn.Module):
         self.frozen = False  # whether the prototypes get a gradient of zero
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim_in) to products (n, prototypes) and outputs of length one (n, bottleneck)."""
+        """Maps (n, dim_in) to inner products (n, prototypes) and outputs of length one (n, bottleneck)."""
         outputs = unit_rows(self.layers(features))
         prototypes = unit_rows(self.prototypes.weight)
         if self.frozen:
-            prototypes = prototypes.detach() + 0 * prototypes  # no process may leave a parameter out
-        with without_autocast(outputs):  # temperatures multiply the rounding of bfloat16
+            prototypes = prototypes.detach() + 0 * prototypes  # every process must use every parameter
+        with without_autocast(outputs):  # temperatures amplify bfloat16's rounding
             return F.linear(outputs, prototypes), outputs
 
 
 class DINO(TeacherMethod):
-    """A student of encoder and head under ``dino_loss``, and its moving average as the teacher.
+    """A student (encoder, head), trained with ``dino_loss``, and its moving average as the teacher.
 
     Args:
         hidden_dim: width of the head's two hidden layers.
         output_dim: width of the head's outputs, before the prototypes.
         prototypes: K.
-        head_norm: whether BatchNorm stands in the head's hidden layers. Without it the outputs of a small network that
-            is trained for a short time have one direction in common, and become alike before they spread.
+        head_norm: whether the head's hidden layers have BatchNorm. Without it, the outputs of a small network that is
+            trained for a short time share a common direction, and become alike before they spread.
         student_temperature: see ``dino_loss``.
-        teacher_temperature, first_teacher_temperature: it goes from the first one to the other in a line.
-        temperature_warmup: part of the training over which it does so, in [0, 1].
-        centre_momentum: of the running mean of the teacher's outputs.
-        frozen: part of the training, from its start, in which the prototypes stay as they are, in [0, 1].
-        teacher_momentum: at the start; it rises to 1 on a cosine.
+        teacher_temperature, first_teacher_temperature: τ_t changes linearly from the latter to the former.
+        temperature_warmup: fraction of the training over which it does so, in [0, 1].
+        centre_momentum: momentum of the running mean of the teacher's outputs.
+        frozen: fraction of the training, from its start, during which the prototypes are frozen, in [0, 1].
+        teacher_momentum: initial momentum; it rises to 1 along a cosine.
     """
 
     projector: Head
@@ -186,7 +186,7 @@ class DINO(TeacherMethod):
             student_temperature=self.student_temperature,
             teacher_temperature=self.schedule(self._progress)["teacher_temperature"],
         )
-        # the centre is part of this step's graph: it changes after the step, if it is taken
+        # the centre is part of this step's graph, so it changes only after the step, and only if the step is taken
         mean = distributed.all_reduce_sum(teacher.to(self.centre).mean((0, 1))) / distributed.world_size()
         self._newest = torch.lerp(mean, self.centre, self.centre_momentum)
         return StepOutput(
@@ -195,14 +195,14 @@ class DINO(TeacherMethod):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the teacher and the centre."""
+        """Updates the teacher and the centre."""
         super().after_step(progress)
         if self._newest is not None:
             self.centre.copy_(self._newest)
             self._newest = None
 
     def schedule(self, progress: float) -> dict[str, float]:
-        """The teacher's temperature, and its momentum, which rises to 1 on a cosine."""
+        """The teacher's temperature, and its momentum, which rises to 1 along a cosine."""
         done = min(1.0, progress / self.temperature_warmup) if self.temperature_warmup else 1.0
         temperature = (
             self.first_teacher_temperature + (self.teacher_temperature - self.first_teacher_temperature) * done
@@ -211,7 +211,7 @@ class DINO(TeacherMethod):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The published pre-training of a ResNet-50 on ImageNet; the paper's main one is of vision transformers."""
+        """The published pre-training of a ResNet-50 on ImageNet; the paper's main runs train vision transformers."""
         view1, view2 = config.asymmetric_views(smallest_crop=0.14)  # the code's README, for ResNet-50
         local = dataclasses.replace(view1, count=8, image_size=96, crop_scale=(0.05, 0.14), blur=0.5)  # the code
         optimizer = config.OptimizerConfig(

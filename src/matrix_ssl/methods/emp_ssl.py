@@ -1,12 +1,12 @@
-"""EMP-SSL: every view is near the mean of its image's views, and the views of a batch take as many nats as they can.
+"""EMP-SSL: every view is near the mean of its image's views, while the coding rate of the batch is maximised.
 
 With rows of length one, z̄ the mean over the views of an image and R the total coding rate:
 
     loss = -λ · mean over views and images of cos(z_v, z̄)  -  mean over views of R(Z_v)
     R(Z) = ½ log det(I + d / (n ε²) ZᵀZ)
 
-The paper trains with some hundred small views of an image, so that an epoch is worth many; with two views it is a
-method without negatives, teacher or predictor like the others. Its features come from a first layer of the projector,
+The paper trains with about a hundred small views per image, so that one epoch is worth many; with two views this is one
+more method without negatives, teacher or predictor. The paper's features come from a first layer of the projector,
 ours from the encoder alone.
 
 Reference: Tong, Chen, Ma and LeCun, "EMP-SSL: Towards Self-Supervised Learning in One Training Epoch", 2023,
@@ -27,17 +27,17 @@ from matrix_ssl.matrix import coding_rate
 from matrix_ssl.methods._base import Method, StepOutput, check_views, gather_outputs
 
 INVARIANCE_WEIGHT = 200.0  # the code
-DISTORTION = math.sqrt(0.2)  # the code: 0.2 stands in the place of ε²
+DISTORTION = math.sqrt(0.2)  # the code has 0.2 for ε²
 
 
 @in_full_precision
 def emp_ssl_loss(
     *outputs: Tensor, invariance_weight: float = INVARIANCE_WEIGHT, distortion: float = DISTORTION
 ) -> Tensor:
-    """Weighted distance of all views from their mean, minus their coding rate: a scalar, above -weight - d/2 log(...).
+    """Weighted distance of the views from their mean, minus their coding rate: a scalar, ≥ -λ - d/2 log(1 + 1/ε²).
 
-    The coding rate is computed with d x d numbers, or with n x n where a batch has fewer rows than columns. It can be
-    differentiated once.
+    The coding rate is computed from a d x d matrix, or from an n x n one if a batch has fewer rows than columns. The
+    loss can be differentiated once.
 
     Args:
         outputs: (n, d) each, for two views or more; rows are scaled to length one here.
@@ -45,7 +45,7 @@ def emp_ssl_loss(
         distortion: ε > 0.
 
     Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is one view; a number is out of range.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is only one view; a number is out of range.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ def emp_ssl_loss(
 
 
 class EMPSSL(Method):
-    """An encoder and a projector of three layers under ``emp_ssl_loss``.
+    """An encoder and a three-layer projector, trained with ``emp_ssl_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
@@ -95,7 +95,7 @@ class EMPSSL(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """A pre-training on ImageNet with the optimizer of the paper, which trains on CIFAR and smaller ImageNets."""
+        """Pre-training on ImageNet with the optimizer of the paper, which trains on CIFAR and smaller ImageNets."""
         views = config.asymmetric_views(smallest_crop=0.08)  # the paper's have a fixed area of a quarter
         optimizer = config.OptimizerConfig(
             name="lars",  # the code
@@ -104,5 +104,5 @@ class EMPSSL(Method):
             weight_decay=1e-4,  # the code
             warmup_epochs=0,  # the code: none
         )
-        # epochs: the code; the batch is of a common size, the paper's 100 images with 100 views each are 10,000 rows
+        # epochs: the code; batch: a common size, since the paper's 100 images with 100 views each make 10,000 rows
         return dataclasses.replace(base, views=views, optimizer=optimizer, epochs=30, batch_size=1024)

@@ -1,17 +1,17 @@
-"""Kernel-InfoNCE: contrastive learning with an exponential kernel in the place of the Gaussian one.
+"""Kernel-InfoNCE: contrastive learning with an exponential kernel instead of the Gaussian one.
 
-With rows of length one, for every one of the 2n views i with partner j:
+With rows of length one, for each of the 2n views i with partner j:
 
     loss_γ = mean_i  -log [ k_γ(z_i, z_j) / Σ_k≠i k_γ(z_i, z_k) ],    k_γ(x, y) = exp(-‖x - y‖^γ / τ)
 
 At γ = 2 the kernel is Gaussian, and the loss is that of SimCLR at half the temperature. The paper shows that this is
-spectral clustering on the graph of similar images, derives exponential kernels from the principle of maximum entropy,
-and mixes a Gaussian one with one of another exponent, by the weight λ:
+spectral clustering on the similarity graph of the images, derives exponential kernels from the maximum-entropy
+principle, and mixes a Gaussian kernel with one of a different exponent, with weight λ:
 
     "sum":             λ · loss_γ(z) + (1 - λ) · loss_2(z)
     "concatenation":   λ · loss_γ(first half of z) + (1 - λ) · loss_2(second half of z)
 
-The halves are those of a vector of length one.
+z is scaled to length one before it is halved.
 
 Reference: Tan, Zhang, Yang and Yuan, "Contrastive Learning Is Spectral Clustering On Similarity Graph", ICLR 2024,
 https://arxiv.org/abs/2303.15103.
@@ -33,11 +33,11 @@ from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pa
 
 Kernel = Literal["exponential", "sum", "concatenation"]
 
-KERNEL: Kernel = "sum"  # of the paper's mixtures the one that does not double the width
+KERNEL: Kernel = "sum"  # the paper's mixture that does not double the width
 TEMPERATURE = 0.1  # the code
-EXPONENT = 1.0  # 0.5 and 1 are what the code searches
-MIXTURE = 0.5  # the middle of what the code searches
-_NEAREST = 1e-6  # rows nearer than this have no direction from each other, and no gradient
+EXPONENT = 1.0  # the code searches over 0.5 and 1
+MIXTURE = 0.5  # the middle of the code's search range
+_NEAREST = 1e-6  # rows closer than this have no direction from one to the other, and no gradient
 
 
 @in_full_precision
@@ -52,17 +52,18 @@ def kernel_infonce_loss(
 ) -> Tensor:
     """InfoNCE with exponential kernels over the 2n views of a batch: a scalar in nats.
 
-    The published code bounds the sums of kernels from below by 1e-6; here they are sums of logarithms.
+    The published code bounds the sums of kernels from below by 1e-6; here they are computed as log-sum-exp.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here. d is even for "concatenation".
-        kernel: "exponential" is loss_γ alone.
+        kernel: one of the mixtures, or "exponential" for loss_γ alone.
         temperature: τ > 0.
         exponent: γ in (0, 2].
-        mixture: λ in [0, 1], the part of loss_γ in a mixture.
+        mixture: λ in [0, 1], the weight of loss_γ in a mixture.
 
     Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; d is odd; a number or the kernel is out of range.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; d is odd for "concatenation"; a number
+            or the kernel is out of range.
 
     Example:
         >>> import torch
@@ -89,10 +90,10 @@ def kernel_infonce_loss(
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """‖x - y‖ of all pairs of rows (m, d), at least ``_NEAREST``: (m, m).
+    """Distances ‖x - y‖ (m, m) between all pairs of rows (m, d), at least ``_NEAREST``.
 
-    By inner products in float64: in float32 these would cancel the digits of small distances, and differences of all
-    pairs take a multiple of the time. MPS has no float64.
+    Computed from inner products in float64: in float32, cancellation would destroy the digits of small distances, and
+    the differences of all pairs take several times as long. MPS has no float64.
     """
     if rows.device.type == "mps":
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_NEAREST)
@@ -103,7 +104,7 @@ def _distances(rows: Tensor) -> Tensor:
 
 
 def _infonce(distances: Tensor, temperature: float, exponent: float) -> Tensor:
-    """The loss of the distances (2n, 2n) between rows, of which i and i + n are partners, with one kernel."""
+    """The loss for one kernel from the distances (2n, 2n) between rows, of which i and i + n are partners."""
     itself = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
     logits = (-(distances**exponent) / temperature).masked_fill(itself, -torch.inf)
     partners = torch.arange(len(distances), device=distances.device).roll(len(distances) // 2)
@@ -111,11 +112,11 @@ def _infonce(distances: Tensor, temperature: float, exponent: float) -> Tensor:
 
 
 class KernelInfoNCE(Method):
-    """An encoder and a projector of two layers under ``kernel_infonce_loss``.
+    """An encoder and a two-layer projector, trained with ``kernel_infonce_loss``.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
-        output_dim: d, width of the outputs; even for the kernel "concatenation".
+        output_dim: d, width of the outputs; must be even for the kernel "concatenation".
         kernel, temperature, exponent, mixture: see ``kernel_infonce_loss``.
     """
 
@@ -162,8 +163,8 @@ class KernelInfoNCE(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """A pre-training on ImageNet with the values of SimCLR; the paper trains on CIFAR and Tiny ImageNet."""
-        view = config.symmetric_view(smallest_crop=0.08, strength=1.0)  # the code: those of SimCLR
+        """Pre-training on ImageNet with SimCLR's values; the paper trains on CIFAR and Tiny ImageNet."""
+        view = config.symmetric_view(smallest_crop=0.08, strength=1.0)  # the code: SimCLR's
         optimizer = config.OptimizerConfig(
             name="lars",  # the code has LARS and Adam
             learning_rate=0.3,  # SimCLR's; the code searches from 0.01 to 10

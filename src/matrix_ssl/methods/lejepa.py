@@ -1,11 +1,11 @@
-"""LeJEPA: the views of an image agree, and the outputs of a batch are distributed as a standard normal.
+"""LeJEPA: the views of an image agree, and the outputs of a batch follow a standard normal distribution.
 
     loss = (1 - λ) · mean over views and entries of (z_v - z̄)²  +  λ · mean over views of SIGReg(z_v)
 
-with z̄ the mean of the global views of an image: all but smaller ones, which the paper adds.
-SIGReg, the sketched isotropic Gaussian regularisation, projects the outputs on random directions and compares the
-empirical characteristic function of each projection with that of the standard normal, by the statistic of Epps and
-Pulley. No teacher, no stop-gradient, no predictor.
+where z̄ is the mean of an image's global views, that is, all views except the smaller ones that the paper adds.
+SIGReg, sketched isotropic Gaussian regularisation, projects the outputs onto random directions and compares the
+empirical characteristic function of each projection with that of the standard normal, using the Epps-Pulley statistic.
+There is no teacher, no stop-gradient and no predictor.
 
 Reference: Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics",
 2025, https://arxiv.org/abs/2511.08544; Epps and Pulley, "A test for normality based on the empirical characteristic
@@ -39,24 +39,24 @@ def sigreg_loss(
     largest_frequency: float = 3.0,
     directions: Tensor | None = None,
 ) -> Tensor:
-    """Distance of the rows from a standard normal: the statistic of Epps and Pulley, the mean over random directions.
+    """Distance of the rows from a standard normal: the Epps-Pulley statistic, averaged over random directions.
 
-    For the projections x = z a on a direction a of length one, with φ(t) = exp(-t²/2):
+    For the projections x = z a onto a direction a of length one, with φ(t) = exp(-t²/2):
 
         T(a) = n ∫ |mean_i exp(i t x_i) - φ(t)|² φ(t) dt,     t from -largest_frequency to largest_frequency
 
-    by the trapezoidal rule on [0, largest_frequency], doubled. Value and gradient are computed together, a frequency at
-    a time, so that no tensor of n x slices x knots is kept. It can be differentiated once.
+    computed with the trapezoidal rule on [0, largest_frequency] and doubled. Value and gradient are computed together,
+    one frequency at a time, so no tensor of n x slices x knots is kept. The loss can be differentiated once.
 
     Args:
         z: (..., n, d), outputs; leading dimensions, such as views, are averaged over.
         slices: number of random directions, drawn from PyTorch's generator.
         knots: number of frequencies, at least 2.
         largest_frequency: > 0.
-        directions: (d, slices), columns of any length above zero, instead of random ones.
+        directions: (d, slices), columns of any nonzero length, to be used instead of random directions.
 
     Returns:
-        A scalar, 0 or more; about √(2π)(1 - 1/√3) = 1.06 for a batch of normal rows, whatever its size.
+        A scalar, 0 or more; about √(2π)(1 - 1/√3) = 1.06 for a batch of standard normal rows of any size.
 
     Raises:
         ValueError: z has no rows or no columns; a number is out of range; the directions do not have d rows.
@@ -81,7 +81,7 @@ def sigreg_loss(
 
 
 class _EppsPulley(torch.autograd.Function):
-    """The mean statistic of x (..., n, slices) and its gradient, by the powers of exp(i Δt x)."""
+    """The mean statistic of x (..., n, slices) and its gradient, computed from powers of exp(i Δt x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, knots: int, largest_frequency: float) -> Tensor:
@@ -91,7 +91,7 @@ class _EppsPulley(torch.autograd.Function):
         power = torch.ones_like(base)
         value = x.new_zeros(())
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        # at each frequency t: the mean of exp(itx), its distance from exp(-t²/2), and the gradient of that by x
+        # at each frequency t: the mean of exp(itx), its distance from exp(-t²/2), and its gradient with respect to x
         for k in range(knots):
             t, weight = step * k, step if k in (0, knots - 1) else 2 * step
             target = torch.exp(x.new_full((), -t * t / 2))
@@ -114,14 +114,14 @@ class _EppsPulley(torch.autograd.Function):
 
 
 class LeJEPA(Method):
-    """An encoder and a projector of three layers; no teacher and no predictor.
+    """An encoder and a three-layer projector; no teacher and no predictor.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         regularisation_weight: λ in [0, 1].
-        slices, knots: see ``sigreg_loss``; the directions are a function of the run's seed and the step, the same
-            on all processes.
+        slices, knots: see ``sigreg_loss``; the directions depend only on the run's seed and the step, and are the
+            same on all processes.
     """
 
     variants = ({"regularisation_weight": 0.02}, {"regularisation_weight": 0.1}, {"regularisation_weight": 0.01})
@@ -153,7 +153,7 @@ class LeJEPA(Method):
         z = [self.projector(feature) for feature in features]
         outputs = torch.stack(gather_outputs(*z)).to(torch.promote_types(z[0].dtype, torch.float32))
         invariance = (outputs - outputs[global_views(views)].mean(0)).square().mean()
-        # a function of seed and step: the same on all processes and in a resumed run
+        # depends only on seed and step: the same on all processes and in a resumed run
         generator = torch.Generator().manual_seed(int(hash_integers(self.seed, self._step) >> 1))
         directions = torch.randn(outputs.shape[-1], self.slices, generator=generator).to(outputs)
         normality = sigreg_loss(outputs, knots=self.knots, directions=directions)
@@ -163,7 +163,7 @@ class LeJEPA(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """A pre-training on ImageNet with the paper's optimizer; the paper's own has more views and a ViT."""
+        """Pre-training on ImageNet with the paper's optimizer; the paper's own run has more views and a ViT."""
         views = config.asymmetric_views(smallest_crop=0.08)  # not verified: the minimal example has one policy for all
         optimizer = config.OptimizerConfig(
             name="adamw",  # the code's README

@@ -1,16 +1,16 @@
-"""M-MAE: MAE, and the encoder's vectors of a batch take as many nats as they can.
+"""M-MAE: MAE that also maximises the coding rate of the encoder's features in a batch.
 
 With Z the features of the visible patches, (n, d) with rows of length one, for the images of a batch:
 
     loss = MAE's - λ · log det(I + μ/d · ZᵀZ)
 
-which is twice the total coding rate at a distortion ε² = d² / (n μ): the uniformity that Matrix-SSL has, for an encoder
-that is otherwise asked for pixels only. The published code divides by the width d, where its comment has the number of
-rows; here it is d, as in the code, so that the term grows with the batch at the same μ. Rows are not centred. Z is the
-class token after the last norm, or the mean of the patches' tokens where the architecture pools them.
+where the log det is twice the total coding rate at a distortion ε² = d² / (n μ): the uniformity of Matrix-SSL, for an
+encoder that is otherwise trained on pixels only. The published code divides by the width d, although its comment says
+the number of rows; here it is d, as in the code, so the term grows with the batch at the same μ. Rows are not centred.
+Z is the class token after the last norm, or the mean of the patch tokens where the architecture pools them.
 
-What differs from the published code: beside what ``mae`` says, its class token passes the last norm twice, ours once;
-and its gradient stops at the rows of other processes, ours is that of the whole batch.
+Differences from the published code, in addition to those of ``mae``: its class token passes through the last norm
+twice, ours once; and its gradient stops at the rows of other processes, while ours is that of the whole batch.
 
 Reference: Tan, Yang, Huang, Yuan and Zhang, "Information Flow in Self-Supervised Learning", ICML 2024, the loss of
 M-MAE, https://arxiv.org/abs/2309.17281, with its code, https://github.com/yifanzhang-pro/M-MAE; the coding rate: Ma,
@@ -34,12 +34,12 @@ SCALE = 1.0  # the code; its command for ViT-L has 3
 
 @in_full_precision
 def rate_loss(z: Tensor, *, scale: float = SCALE) -> Tensor:
-    """-log det(I + μ/d · ZᵀZ) in nats, a scalar of at most 0, with d x d numbers or n x n, whichever are fewer.
+    """-log det(I + μ/d · ZᵀZ) in nats, a scalar of at most 0, from a d x d or n x n matrix, whichever is smaller.
 
-    It can be differentiated once.
+    The loss can be differentiated once.
 
     Args:
-        z: (n, d), a row an image; rows are scaled to length one here.
+        z: (n, d), one row per image; rows are scaled to length one here.
         scale: μ > 0.
 
     Raises:
@@ -57,10 +57,10 @@ def rate_loss(z: Tensor, *, scale: float = SCALE) -> Tensor:
 
 
 class MMAE(MaskedMethod):
-    """An encoder of the visible patches and a decoder of the others under ``mae_loss`` and λ times ``rate_loss``.
+    """An encoder of visible and a decoder of hidden patches, trained with ``mae_loss`` plus λ times ``rate_loss``.
 
     Args:
-        mask_ratio, decoder_dim, decoder_depth, decoder_heads: as of MAE.
+        mask_ratio, decoder_dim, decoder_depth, decoder_heads: as for MAE.
         rate_weight: λ ≥ 0.
         scale: μ > 0, see ``rate_loss``.
     """
@@ -72,10 +72,10 @@ class MMAE(MaskedMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        mask_ratio: config.OpenFraction = 0.75,  # that of MAE
-        decoder_dim: config.PositiveInt = 512,  # that of MAE
-        decoder_depth: config.PositiveInt = 8,  # that of MAE
-        decoder_heads: config.PositiveInt = 16,  # that of MAE
+        mask_ratio: config.OpenFraction = 0.75,  # MAE's
+        decoder_dim: config.PositiveInt = 512,  # MAE's
+        decoder_depth: config.PositiveInt = 8,  # MAE's
+        decoder_heads: config.PositiveInt = 16,  # MAE's
         rate_weight: config.NonNegativeFloat = 0.01,  # the code's command and README
         scale: config.PositiveFloat = SCALE,
     ):
@@ -96,7 +96,7 @@ class MMAE(MaskedMethod):
         terms = {"reconstruction": reconstruction.detach(), "rate": rate.detach()}
         features = [part.features.detach() for part in parts]
         loss = reconstruction - self.rate_weight * rate
-        # there are no projections to watch: with one view, the features stand in the place of both branches
+        # there are no projections to monitor: with one view, its features stand in for both branches
         return StepOutput(loss, terms, features[0], features[0], features[-1])
 
     @classmethod

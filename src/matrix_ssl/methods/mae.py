@@ -1,18 +1,18 @@
-"""MAE: the encoder sees a quarter of an image's patches, and a light decoder predicts the pixels of the others.
+"""MAE: the encoder sees a quarter of an image's patches, and a lightweight decoder predicts the pixels of the others.
 
-With x the pixels of a hidden patch, scaled to mean zero and variance one within the patch, and y their prediction:
+With x the pixels of a hidden patch, normalised to zero mean and unit variance within it, and y their prediction:
 
     loss = mean over hidden patches and their pixels of (y - x)²
 
 Nothing can collapse, since the targets are the images themselves: there is no second view, teacher or projector. The
-encoder is a vision transformer of timm that gets the visible patches alone, which is what makes the training cheap; the
-decoder is dropped after it. Which patches are visible is a function of the run's seed, the step and the place of the
-image in the batch. The features are those of the architecture: the class token of ``timm/vit_tiny_patch16_224`` and
-its like, the mean of the patches' tokens where timm's name has ``gap``. Of more than one view, each is a task of its
-own, and the loss is their mean.
+encoder is a timm vision transformer that receives only the visible patches, which makes training cheap; the decoder is
+discarded afterwards. Which patches are visible depends on the run's seed, the step and the image's position in the
+batch. The features are those of the architecture: the class token for ``timm/vit_tiny_patch16_224`` and similar models,
+the mean of the patch tokens where timm's name contains ``gap``. With more than one view, each is a task of its own, and
+the loss is their mean.
 
-What differs from the published code: the encoder's positions are timm's, learned and not fixed sines; its weights are
-initialised as timm does; the optimizer has PyTorch's β₂ of 0.999 instead of 0.95, and decays all parameters.
+Differences from the published code: the encoder has timm's learned position embeddings instead of fixed sines, and
+timm's weight initialisation; the optimizer has PyTorch's β₂ of 0.999 instead of 0.95, and decays all parameters.
 
 Reference: He, Chen, Xie, Li, Dollár and Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022,
 section 3 and table 8, https://arxiv.org/abs/2111.06377.
@@ -28,18 +28,18 @@ from matrix_ssl.matrix.precision import in_full_precision
 from matrix_ssl.methods._base import StepOutput, mean_over_processes
 from matrix_ssl.methods._masked import MaskedMethod, published_run
 
-_SMALLEST_VARIANCE = 1e-6  # added to that of a patch, as in the published code
+_SMALLEST_VARIANCE = 1e-6  # added to a patch's variance, as in the published code
 
 
 @in_full_precision
 def mae_loss(prediction: Tensor, pixels: Tensor) -> Tensor:
-    """Mean squared error of the hidden patches, whose pixels are scaled within each patch: a scalar of 0 or more.
+    """Mean squared error of the hidden patches, with pixels normalised within each patch: a scalar of 0 or more.
 
-    Predicting the mean of every patch, which is zero, costs just below 1; a patch of one colour has the target zero.
+    Predicting every patch's mean, which is zero, costs just below 1; a patch of equal pixel values has the target zero.
 
     Args:
         prediction: (n, m, p), for m hidden patches of each image.
-        pixels: (n, m, p), their pixels, p of 2 or more; mean and variance (unbiased) are taken over the last dimension.
+        pixels: (n, m, p), their pixels, p of 2 or more; mean and unbiased variance are taken over the last dimension.
 
     Raises:
         ValueError: the shapes differ or are not (n, m, p) with p ≥ 2.
@@ -60,13 +60,13 @@ def mae_loss(prediction: Tensor, pixels: Tensor) -> Tensor:
 
 
 class MAE(MaskedMethod):
-    """An encoder of the visible patches and a decoder of the others under ``mae_loss``.
+    """An encoder of the visible patches and a decoder of the hidden ones, trained with ``mae_loss``.
 
     Args:
-        mask_ratio: part of the patches that is hidden, above 0 and below 1.
+        mask_ratio: fraction of the patches that is hidden, above 0 and below 1.
         decoder_dim: width of the decoder, a multiple of 4 and of ``decoder_heads``.
-        decoder_depth: number of its blocks.
-        decoder_heads: heads of its attention.
+        decoder_depth: number of the decoder's blocks.
+        decoder_heads: number of the decoder's attention heads.
     """
 
     variants = ({"mask_ratio": 0.5}, {"mask_ratio": 0.6}, {"mask_ratio": 0.85})
@@ -90,7 +90,7 @@ class MAE(MaskedMethod):
         parts = [self.reconstruct(view, number) for number, view in enumerate(views, 1)]
         loss = torch.stack([mae_loss(part.prediction, part.pixels) for part in parts]).mean()
         features = [part.features.detach() for part in parts]
-        # there are no projections to watch: with one view, the features stand in the place of both branches
+        # there are no projections to monitor: with one view, its features stand in for both branches
         return StepOutput(mean_over_processes(loss), {}, features[0], features[0], features[-1])
 
     @classmethod

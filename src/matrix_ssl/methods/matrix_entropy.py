@@ -1,21 +1,21 @@
-"""Matrix entropy: each view's own outputs spread over all directions, the two outputs of an image alike.
+"""Matrix entropy: the outputs of each view spread over all directions, while the two outputs of an image agree.
 
 With rows of length one, C = zᵀz / n (not centred, trace one) and S the entropy of its eigenvalues:
 
     loss = -½ [S(C₁) + S(C₂)] - w · mean cos(z₁, z₂)
 
-It is Matrix-SSL with three changes. The uniformity is that of a view's own covariance instead of the cross-covariance
-of student and teacher. The arguments of its divergence are exchanged, MKL(C ‖ I/d) = log d - S(C) instead of
-MCE(λI, C + μI), so that there is no ridge and no sign of a determinant. And alignment compares the two views of each
-image instead of two covariances of a batch. There is no teacher and no predictor.
+This is Matrix-SSL with three changes. Uniformity is that of each view's own covariance instead of the cross-covariance
+of student and teacher. The arguments of its divergence are swapped, MKL(C ‖ I/d) = log d - S(C) instead of
+MCE(λI, C + μI), so there is no ridge and no determinant whose sign could be negative. And alignment compares the two
+views of each image instead of two covariances of a batch. There is no teacher and no predictor.
 
-``width`` > 0 puts the kernel exp((⟨a, b⟩ - 1) / width) in the place of ⟨a, b⟩, ``order`` the Rényi entropy of an order
-in the place of von Neumann's. The loss: ``matrix_ssl.losses.matrix_entropy_loss``; the theory:
+``width`` > 0 replaces ⟨a, b⟩ by the kernel exp((⟨a, b⟩ - 1) / width), and ``order`` replaces von Neumann's entropy by
+the Rényi entropy of that order. For the loss see ``matrix_ssl.losses.matrix_entropy_loss``, for the theory
 ``docs/matrix-entropy.md``.
 
-References: two corners are published methods. The linear form with von Neumann's entropy is that of VNE: Kim, Kang,
-Hwang, Shin and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue
-Distribution", CVPR 2023, https://arxiv.org/abs/2304.01434. With order 2 it is that of FroSSL but for the scale of
+References: two special cases are published methods. The linear form with von Neumann's entropy is that of VNE: Kim,
+Kang, Hwang, Shin and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue
+Distribution", CVPR 2023, https://arxiv.org/abs/2304.01434. With order 2 it is that of FroSSL, except that FroSSL scales
 columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Frobenius Norm Minimization for Efficient
 Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
 """
@@ -34,7 +34,7 @@ from matrix_ssl.methods._base import Method, StepOutput, view_pairs
 
 
 class MatrixEntropy(Method):
-    """An encoder and a projector of two layers under ``matrix_entropy_loss``.
+    """An encoder and a two-layer projector, trained with ``matrix_entropy_loss``.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
@@ -49,7 +49,7 @@ class MatrixEntropy(Method):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: config.PositiveInt = 2048,  # that of SimCLR
+        hidden_dim: config.PositiveInt = 2048,  # SimCLR's
         output_dim: config.PositiveInt = 256,  # 128 to 1024 are alike (LOG.md)
         alignment_weight: config.NonNegativeFloat = matrix_entropy.ALIGNMENT_WEIGHT,  # see LOG.md, CIFAR-10
         order: config.PositiveFloat = 1.0,  # von Neumann's, as in VNE; 2 in FroSSL

@@ -1,15 +1,15 @@
 """Matrix-SSL: matrix uniformity plus matrix alignment between a student and its moving-average teacher.
 
 A student (encoder, projector, predictor) sees both views; a teacher (encoder, projector), the exponential moving
-average of the student, gives the targets. The loss asks that the cross-covariance of the two be as uniform as the
-identity, and that the covariance of the student match that of the teacher:
+average of the student, provides the targets. The loss asks for a cross-covariance of the two that is as uniform as the
+identity, and for a student covariance that matches the teacher's:
 
     loss = ½ Σ over (p2, z1), (p1, z2) of   -λ tr log(C(p, z) + μI) - γ tr[(C(p, p) + μI) log(C(z, z) + μI)]
 
-The formula and its reading as matrix cross-entropy: ``matrix_ssl.losses``.
+For the formula and its interpretation as a matrix cross-entropy see ``matrix_ssl.losses``.
 
-Two things differ from the published code. Its logarithm is a Taylor series, ours is exact by default. And its teacher's
-BatchNorm buffers are those of the initial copy moved by the teacher's own batches, never averaged; here they follow the
+Two things differ from the published code. Its logarithm is a Taylor series; ours is exact by default. And its teacher's
+BatchNorm buffers start as a copy and are updated by the teacher's own batches, never averaged; here they follow the
 student by the same moving average as the weights, so that the teacher can be evaluated and exported.
 
 Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024,
@@ -37,20 +37,20 @@ from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, 
 
 
 class MatrixSSL(TeacherMethod):
-    """A student of encoder, projector and predictor, its moving average as the teacher, and ``matrix_ssl_loss``.
+    """A student (encoder, projector, predictor) and its moving average as teacher, trained with ``matrix_ssl_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         ridge, uniformity_weight, alignment_weight, logarithm, order: see ``matrix_ssl.losses.matrix_ssl_loss``.
-        teacher_momentum: at the start; it rises to 1 on a cosine.
-        predictor: whether the student has one. Methods without a repelling term need it; matrix uniformity repels by
-            itself, and in short trainings the features were better without (``LOG.md``).
-        uniformity, alignment: other than the published terms, see ``matrix_ssl.losses.matrix_ssl_variant_terms``. One
-            of the two has to compare the views of an image: the cross-covariance does, and the alignment of images.
+        teacher_momentum: initial momentum; it rises to 1 along a cosine.
+        predictor: whether the student has a predictor. Methods without a repelling term need one; matrix uniformity
+            repels by itself, and in short trainings the features were better without one (``LOG.md``).
+        uniformity, alignment: which terms to use, see ``matrix_ssl.losses.matrix_ssl_variant_terms``. At least one of
+            them must compare the views of an image: uniformity "cross" does, and so does alignment "images".
 
     Raises:
-        ConfigError: neither uniformity nor alignment compares the two views of an image; a series that is not used.
+        ConfigError: neither uniformity nor alignment compares the two views of an image; a series would go unused.
     """
 
     counters = ("negative_determinants",)
@@ -110,7 +110,7 @@ class MatrixSSL(TeacherMethod):
         return StepOutput(loss.mean(), named, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     def terms(self, z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> MatrixSSLTerms:
-        """The loss of two views, of the batch of all processes, from this process's outputs."""
+        """The loss of two views over the batch of all processes, from this process's outputs."""
         if (self.uniformity, self.alignment) == ("cross", "covariances"):
             return losses.matrix_ssl_terms(z1, z2, p1, p2, objective=self.objective)
         z1, z2, p1, p2 = gather_outputs(z1, z2, p1, p2)

@@ -1,11 +1,10 @@
-"""MEC: maximum entropy coding, the coding length of the batch between a student and its moving average.
+"""MEC: maximum entropy coding, which maximises the coding length of a batch between student and moving average.
 
-The outputs of a batch should take as many bits to write down as possible, up to a distortion ε, while the two views
-agree:
+Encoding the outputs of a batch up to a distortion ε should take as many bits as possible, while the two views agree:
 
     loss = -(s/n) tr Σ_k (-1)^(k+1) Xᵏ / k,     X = p zᵀ / s,   s = n ε / d,   the mean over (p1, z2) and (p2, z1)
 
-The sum over k = 1 … 4 is the start of the series of log det(I + X). The loss and its exact form:
+The sum over k = 1 … 4 is the start of the series of log det(I + X). For the loss and its exact form see
 ``matrix_ssl.losses.mec_loss``.
 
 Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to 7,
@@ -23,20 +22,20 @@ from matrix_ssl import config, networks
 from matrix_ssl.losses import MEC_DEFAULTS, Logarithm, mec_loss
 from matrix_ssl.methods._base import StepOutput, TeacherMethod, gather_outputs, global_views, student_teacher_pairs
 
-_FIRST_DISTORTION = 8.0  # times the distortion, where the code's warm-up starts
+_FIRST_DISTORTION = 8.0  # multiple of the distortion at which the code's warm-up starts
 
 
 class MEC(TeacherMethod):
-    """A student of encoder, projector and predictor, its moving average as the teacher, and ``mec_loss``.
+    """A student (encoder, projector, predictor) and its moving average as the teacher, trained with ``mec_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
         output_dim: d, width of the outputs.
         distortion, logarithm, order: see ``matrix_ssl.losses.mec_loss``.
-        distortion_warmup: part of the training over which the distortion falls in a line from 8 times its value, in
-            [0, 1].
-        teacher_momentum: at the start; it rises to 1 on a cosine.
-        predictor: whether the student has one.
+        distortion_warmup: fraction of the training over which the distortion falls linearly from 8 times its value,
+            in [0, 1].
+        teacher_momentum: initial momentum; it rises to 1 along a cosine.
+        predictor: whether the student has a predictor.
     """
 
     variants = ({"distortion": 16.0}, {"distortion": 4.0}, {"predictor": False})
@@ -46,7 +45,7 @@ class MEC(TeacherMethod):
         encoder: nn.Module,
         feature_dim: int,
         *,
-        hidden_dim: config.PositiveInt = 2048,  # not verified: that of SimSiam, which the code descends from
+        hidden_dim: config.PositiveInt = 2048,  # not verified: SimSiam's, from which the code is derived
         output_dim: config.PositiveInt = 2048,  # the code: --dim, and a predictor of 512
         distortion: config.PositiveFloat = MEC_DEFAULTS.distortion,  # the code: ε_d = 64 in λ⁻¹ = n ε_d / d
         distortion_warmup: config.Fraction = 0.1,  # the code: 10 epochs of 100
@@ -99,7 +98,7 @@ class MEC(TeacherMethod):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 70.6 % linear after 100 epochs (its table 1; not verified)."""
+        """The paper's pre-training on ImageNet, 70.6 % linear accuracy after 100 epochs (its table 1; not verified)."""
         views = config.asymmetric_views()  # the code: those of MoCo v3
         optimizer = config.OptimizerConfig(
             name="sgd",

@@ -5,10 +5,10 @@ With rows of length one, C the matrix of the images' centroids (the mean of thei
 
     loss = -‖C‖_*  +  λ · mean_i ‖Z_i‖_*
 
-A centroid is as long as its views agree, and for centroids of given lengths the norm is largest where they are
-orthogonal. The paper derives it from the capacity of a layer for manifolds. The published code for ImageNet also
-averages the outputs of a moving average of the network into the centroids; here, as in its code for CIFAR-10, there is
-no such teacher. λ is zero there, since the first term already compresses the views of an image.
+A centroid is longer the more its views agree, and for centroids of given lengths the norm is largest when they are
+orthogonal. The paper derives the loss from a layer's manifold capacity. The published code for ImageNet also averages
+the outputs of a moving average of the network into the centroids; here, as in its code for CIFAR-10, there is no such
+teacher. The published code sets λ to zero, since the first term already compresses the views of an image.
 
 Reference: Yerxa, Kuang, Simoncelli and Chung, "Learning Efficient Coding of Natural Images with Maximum Manifold
 Capacity Representations", NeurIPS 2023, https://arxiv.org/abs/2303.03307.
@@ -30,16 +30,16 @@ LOCAL_WEIGHT = 0.0  # the code
 
 @in_full_precision
 def mmcr_loss(*outputs: Tensor, local_weight: float = LOCAL_WEIGHT) -> Tensor:
-    """Minus the nuclear norm of the centroids, plus a weight times the mean one of the views: a scalar.
+    """Minus the nuclear norm of the centroids, plus a weight times the mean nuclear norm of the views: a scalar.
 
-    Not below -√(n·min(n, d)). Where singular values are zero, the gradient is one of the norm's subgradients.
+    It is at least -√(n·min(n, d)). Where singular values are zero, the gradient is one of the norm's subgradients.
 
     Args:
         outputs: (n, d) each, for two views or more; rows are scaled to length one here.
         local_weight: λ ≥ 0.
 
     Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is one view; the weight is out of range.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is only one view; the weight is out of range.
 
     Example:
         >>> import torch
@@ -57,13 +57,13 @@ def mmcr_loss(*outputs: Tensor, local_weight: float = LOCAL_WEIGHT) -> Tensor:
 
 
 def _nuclear_norm(x: Tensor) -> Tensor:
-    """Sums of the singular values of (..., n, d); NaN instead of PyTorch's error where a number is not finite."""
+    """Sums of the singular values of (..., n, d); NaN instead of PyTorch's error if an entry is not finite."""
     finite = x.isfinite().all()
     return torch.where(finite, torch.linalg.svdvals(torch.where(finite, x, 0.0)).sum(-1), torch.nan)
 
 
 class MMCR(Method):
-    """An encoder and a projector of three layers under ``mmcr_loss``.
+    """An encoder and a three-layer projector, trained with ``mmcr_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
@@ -71,7 +71,7 @@ class MMCR(Method):
         local_weight: see ``mmcr_loss``.
     """
 
-    # of two views the local norm is at most 2, the global one up to √(n·min(n, d)): smaller weights change nothing
+    # with two views the local norm is at most 2, the global one up to √(n·min(n, d)): smaller weights change nothing
     variants = ({"local_weight": 1.0}, {"local_weight": 10.0}, {"local_weight": 30.0})
 
     def __init__(
@@ -97,7 +97,7 @@ class MMCR(Method):
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
         """The published pre-training on ImageNet with two views instead of eight, and without a teacher."""
-        views = config.asymmetric_views(smallest_crop=0.08)  # the code: those of Barlow Twins
+        views = config.asymmetric_views(smallest_crop=0.08)  # the code: Barlow Twins'
         optimizer = config.OptimizerConfig(
             name="lars",  # the code, no adaptation and no decay of biases and BatchNorm
             learning_rate=0.8,  # the code, scaled by batch / 256

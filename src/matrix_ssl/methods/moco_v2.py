@@ -1,17 +1,17 @@
-"""MoCo v2: recognise the key of the same image among a queue of keys of earlier batches.
+"""MoCo v2: recognise the key of the same image among a queue of keys from earlier batches.
 
-A student encodes the query, a moving average of it the key. With rows of length one and temperature τ, for a query q,
-its key k₊ and the keys k of the queue:
+A student encodes the query, and its moving average encodes the key. With rows of length one and temperature τ, for a
+query q, its key k₊ and the keys k of the queue:
 
     loss = -log [ exp(q·k₊ / τ) / (exp(q·k₊ / τ) + Σ_k exp(q·k / τ)) ]
 
-The first view is the query and the second the key, so that a step does half of the work of the other methods;
-``queries="both"`` adds the reverse order. Of more views the last global one is the key and all others are queries, or
-every global one is a key of all others.
+The first view is the query and the second the key, so a step does half the work of the other methods;
+``queries="both"`` adds the reverse order. With more than two views, the last global view is the key and all others are
+queries; with ``queries="both"``, every global view is a key for all others.
 
 BatchNorm lets a query recognise the key that was normalised together with it. The published code therefore shuffles the
-rows of the keys over the GPUs; here BatchNorm is synchronised, so that the statistics are those of the whole batch, in
-which a single image leaves little trace.
+rows of the keys across GPUs; here BatchNorm is synchronised, so its statistics are those of the whole batch, in which a
+single image leaves little trace.
 
 Reference: He, Fan, Wu, Xie and Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
 2020, equation 1, https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick and He, "Improved Baselines with Momentum
@@ -35,14 +35,14 @@ TEMPERATURE = 0.2  # section 3 of v2
 
 @in_full_precision
 def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """InfoNCE of queries against their keys and a queue of other keys, the mean over the rows: a scalar in nats.
+    """InfoNCE of queries against their keys and a queue of other keys, averaged over the rows: a scalar in nats.
 
-    The loss itself stops no gradient: keys and queue come from a teacher that takes none, or must be detached.
+    The loss itself stops no gradient: keys and queue must come from a teacher without gradient, or be detached.
 
     Args:
         q: (n, d), queries: the student's outputs.
         k: (n, d), keys: the teacher's outputs for the other view of the same images.
-        queue: (m, d), keys of other images, m ≥ 1. All three are scaled to rows of length one here.
+        queue: (m, d), keys of other images, m ≥ 1. The rows of all three are scaled to length one here.
         temperature: τ > 0.
 
     Raises:
@@ -68,14 +68,14 @@ def moco_v2_loss(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = TE
 
 
 class MoCoV2(TeacherMethod):
-    """A student under ``moco_v2_loss``, its moving average for the keys, and their queue.
+    """A student trained with ``moco_v2_loss``, its moving average for the keys, and their queue.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
         output_dim: d, width of the outputs.
         temperature: see ``moco_v2_loss``.
-        queue_size: number of keys in the queue; at the start they are random directions.
-        teacher_momentum: constant.
+        queue_size: number of keys in the queue, which starts with random directions.
+        teacher_momentum: constant over the training.
         queries: which views are queries.
     """
 
@@ -104,7 +104,7 @@ class MoCoV2(TeacherMethod):
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, hidden_norm=False, hidden_bias=True)
         self.add_teacher(teacher_momentum)
         self.register_buffer("queue", unit_rows(torch.randn(queue_size, output_dim)))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # of the oldest key
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # index of the oldest key
         self.temperature = temperature
         self.queries = queries
         self._newest: Tensor | None = None  # keys that ``after_step`` puts into the queue
@@ -119,7 +119,7 @@ class MoCoV2(TeacherMethod):
             if set(places) - {place}:  # a key of a different view
                 q[place] = self.projector(self.encoder(views[place]))
         losses = [self.loss(q[query], k[key]) for query in q for key in k if query != key]
-        # the queue is part of this step's graph: it changes after the step, in the order of a single process
+        # the queue is part of this step's graph, so it changes after the step; the order is that of a single process
         self._newest = torch.cat(gather_outputs(*k.values()))
         loss = mean_over_processes(torch.stack(losses).mean())
         return StepOutput(loss, {}, features.detach(), q[0].detach(), k[places[-1]])
@@ -130,7 +130,7 @@ class MoCoV2(TeacherMethod):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the teacher and puts the newest keys into the queue instead of the oldest."""
+        """Updates the teacher and replaces the oldest keys in the queue by the newest."""
         super().after_step(progress)
         if self._newest is not None:
             size = len(self.queue)
@@ -146,7 +146,7 @@ class MoCoV2(TeacherMethod):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 67.5 % linear after 200 epochs (table 1 of v2)."""
+        """The paper's pre-training on ImageNet, 67.5 % linear accuracy after 200 epochs (table 1 of v2)."""
         view = config.symmetric_view()  # section 3 of v2
         options = {**base.method.options, "queue_size": 65536}  # section 4.1 of v1
         method = dataclasses.replace(base.method, options=options)

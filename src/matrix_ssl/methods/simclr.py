@@ -1,6 +1,6 @@
 """SimCLR: identify the other view of an image among all views of the batch.
 
-With rows of length one, s the cosine similarity and temperature τ, for every one of the 2n views i with partner j:
+With rows of length one, cosine similarity s and temperature τ, for each of the 2n views i with partner j:
 
     loss = mean_i  -log [ exp(s_ij / τ) / Σ_k≠i exp(s_ik / τ) ]
 
@@ -51,7 +51,7 @@ def simclr_loss(z1: Tensor, z2: Tensor, *, temperature: float = TEMPERATURE) -> 
 
 
 class SimCLR(Method):
-    """An encoder and a projector of two layers under ``simclr_loss``.
+    """An encoder and a two-layer projector, trained with ``simclr_loss``.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
@@ -84,7 +84,7 @@ class SimCLR(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 64.5 % linear after 100 epochs (the code's README)."""
+        """The paper's pre-training on ImageNet, 64.5 % linear accuracy after 100 epochs (the code's README)."""
         view = config.symmetric_view(smallest_crop=0.08, strength=1.0)  # appendix A
         optimizer = config.OptimizerConfig(
             name="lars",  # section 2.2

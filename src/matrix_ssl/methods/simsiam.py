@@ -1,13 +1,13 @@
-"""SimSiam: two views of an image through one network, a predictor on one side, a stop-gradient on the other.
+"""SimSiam: two views pass through one network, with a predictor on one side and a stop-gradient on the other.
 
-No negative pairs, no moving average, no large batch: the predictor and the stop-gradient alone keep the outputs from
-collapsing to a constant.
+There are no negative pairs, no moving average and no large batch: the predictor and the stop-gradient alone keep the
+outputs from collapsing to a constant.
 
     loss = -½ [cos(z1, p2) + cos(z2, p1)],     z = h(y), p = stop-gradient(y),  y the projections and h the predictor
 
-The paper's letters are the other way round: its p are the predictions z here, its z the projections y.
+The paper uses different letters: its p are the predictions z here, its z are the projections y.
 
-Its loss is the first term of the series of maximum entropy coding: ``docs/maximum-entropy.md``.
+The loss is the first term of the series of maximum entropy coding: see ``docs/maximum-entropy.md``.
 
 Reference: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, equations 1 to 4,
 https://arxiv.org/abs/2011.10566.
@@ -28,10 +28,10 @@ from matrix_ssl.methods._base import Method, StepOutput, global_views, mean_over
 
 @in_full_precision
 def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """Negative cosine similarity -½ [cos(z1, p2) + cos(z2, p1)], the mean over the rows: a scalar in [-1, 1].
+    """Negative cosine similarity -½ [cos(z1, p2) + cos(z2, p1)], averaged over the rows: a scalar in [-1, 1].
 
-    The loss itself stops no gradient: pass ``p1.detach(), p2.detach()``. Without that its minimum is a constant.
-    A row of zeros has the similarity 0 with everything.
+    The loss itself stops no gradient: pass ``p1.detach(), p2.detach()``. Without that, constant outputs
+    minimise it. A row of zeros has similarity 0 with everything.
 
     Args:
         z1, z2: (n, d), outputs of the predictor for the two views.
@@ -52,7 +52,7 @@ def simsiam_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
 
 
 class SimSiam(Method):
-    """An encoder, a projector and a predictor under ``simsiam_loss``.
+    """An encoder, a projector and a predictor, trained with ``simsiam_loss``.
 
     Args:
         hidden_dim: width of the projector's two hidden layers.
@@ -87,18 +87,18 @@ class SimSiam(Method):
         return StepOutput(loss, {}, features[0].detach(), z[0].detach(), p[max(p)].detach())
 
     def target(self, output: Tensor) -> Tensor:
-        """What the other view is compared with: the output without its gradient."""
+        """The target with which the other view is compared: the output without its gradient."""
         return output.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups: encoder and projector; the predictor, whose learning rate may be constant."""
+        """Two groups: encoder and projector, and the predictor, whose learning rate may be constant."""
         body = [*self.encoder.parameters(), *self.projector.parameters()]
         return [{"params": body}, {"params": [*self.predictor.parameters()], "constant": self.constant_predictor_rate}]
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 68.1 % linear after 100 epochs (its table 4)."""
-        view = config.symmetric_view()  # section 3 and the code: that of MoCo v2
+        """The paper's pre-training on ImageNet, 68.1 % linear accuracy after 100 epochs (its table 4)."""
+        view = config.symmetric_view()  # section 3 and the code: MoCo v2's
         optimizer = config.OptimizerConfig(
             name="sgd",
             learning_rate=0.05,  # section 3: lr · batch / 256 with a base lr of 0.05

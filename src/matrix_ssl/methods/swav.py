@@ -1,17 +1,17 @@
-"""SwAV: the cluster of one view is predicted from another view, and the clusters of a batch are equally large.
+"""SwAV: the cluster of one view is predicted from another view, and the clusters of a batch are equal in size.
 
-With rows of length one, prototypes c of length one, K of them, and the prediction p = softmax(zᵀc / τ):
+With rows of length one, K prototypes c of length one, and the prediction p = softmax(zᵀc / τ):
 
     loss = mean over the views v and the global views g ≠ v of   -Σ_k q_gk log p_vk
     q    = the rows of Diag(a) exp(zᵀc / ε) Diag(b) that belong to g, with columns of equal sums (Sinkhorn-Knopp)
 
-Equal sums keep all images from falling into one cluster; the codes q are constants. A queue of earlier outputs joins
-the batch where codes are computed, once a part of the training is done, for batches with fewer images than prototypes.
-The paper adds small views, which are predicted from but have no codes: see the setting ``views``.
+Equal sums keep the images from all falling into one cluster; the codes q are constants. For batches with fewer images
+than prototypes, a queue of earlier outputs joins the batch when codes are computed, after a part of the training. The
+paper adds small views, from which codes are predicted but which have no codes: see the setting ``views``.
 
-What differs from the published code: codes are computed over the batch of all processes and begin with logarithms,
-which no score makes overflow; there is one queue, of the first view, instead of one for each global view; the gradient
-by a prototype has no part along it, which the normalisation after a step would take away.
+Differences from the published code: codes are computed over the batch of all processes and start from logarithms, so
+that no score can overflow; there is one queue, of the first view, instead of one for each global view; the gradient
+with respect to a prototype has no component along it, which the normalisation after a step would remove.
 
 Reference: Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, "Unsupervised Learning of Visual Features by Contrasting
 Cluster Assignments", NeurIPS 2020, equations 1 to 5, https://arxiv.org/abs/2006.09882; Cuturi, "Sinkhorn Distances",
@@ -41,18 +41,18 @@ from matrix_ssl.methods._base import (
 )
 
 TEMPERATURE = 0.1  # the code
-REGULARISATION = 0.05  # the code: ε; its README recommends 0.03 where a training collapses
+REGULARISATION = 0.05  # the code: ε; its README recommends 0.03 if training collapses
 ITERATIONS = 3  # the code
 
 
 @in_full_precision
 def sinkhorn(scores: Tensor, *, regularisation: float = REGULARISATION, iterations: int = ITERATIONS) -> Tensor:
-    """Codes of scores (m, K): rows of sum one whose columns have nearly equal sums; without gradient.
+    """Codes of scores (m, K): rows that sum to one, with nearly equal column sums; without gradient.
 
     Args:
         scores: inner products with the prototypes.
         regularisation: ε > 0; a larger one makes the codes softer.
-        iterations: of Sinkhorn and Knopp, each over columns and then rows; 0 is a softmax of every row.
+        iterations: Sinkhorn-Knopp iterations, each over columns and then rows; 0 is a softmax of every row.
 
     Raises:
         ValueError: scores are not a matrix; a number is out of range.
@@ -82,16 +82,16 @@ def swav_loss(
     temperature: float = TEMPERATURE,
     regularisation: float = REGULARISATION,
 ) -> Tensor:
-    """Cross-entropy of the predictions of every view with the codes of all others, the mean of both: a scalar in nats.
+    """Cross-entropy of each view's predictions with the codes of all other views, averaged: a scalar in nats.
 
     Args:
-        scores: (n, K) each, inner products of the rows of length one of every view with the prototypes.
-        codes: (n, K) each, codes of the first views, by default those of ``sinkhorn`` for every view.
+        scores: (n, K) each, inner products of a view's rows, scaled to length one, with the prototypes.
+        codes: (n, K) each, codes of the first views; by default ``sinkhorn`` computes them for every view.
         temperature: τ > 0.
         regularisation: see ``sinkhorn``.
 
     Raises:
-        ValueError: shapes differ or are not (n, K) with n ≥ 2; there is one view; a number is out of range.
+        ValueError: shapes differ or are not (n, K) with n ≥ 2; there is only one view; a number is out of range.
 
     Example:
         >>> import torch
@@ -113,16 +113,16 @@ def swav_loss(
 
 
 class SwAV(Method):
-    """An encoder, a projector of two layers and prototypes under ``swav_loss``.
+    """An encoder, a two-layer projector and prototypes, trained with ``swav_loss``.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
         output_dim: d, width of the outputs.
         prototypes: K, number of clusters.
         temperature, regularisation, iterations: see ``swav_loss`` and ``sinkhorn``.
-        frozen: part of the training, from its start, in which the prototypes stay as they are, in [0, 1].
-        queue_size: number of earlier outputs that join the batch where codes are computed; 0: no queue.
-        queue_start: part of the training after which the queue is used, in [0, 1].
+        frozen: fraction of the training, from its start, during which the prototypes are frozen, in [0, 1].
+        queue_size: number of earlier outputs that join the batch when codes are computed; 0: no queue.
+        queue_start: fraction of the training after which the queue is used, in [0, 1].
     """
 
     queue: Tensor
@@ -149,14 +149,14 @@ class SwAV(Method):
         self.projector = networks.mlp(feature_dim, hidden_dim, output_dim, hidden_bias=True)
         self.centroids = nn.Linear(output_dim, prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(queue_size, output_dim))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # outputs that have gone through the queue
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # number of outputs ever queued
         self.temperature = temperature
         self.regularisation = regularisation
         self.iterations = iterations
         self.frozen = frozen
         self.queue_start = queue_start
         self._progress = 1.0
-        self._through = 0  # ``position`` on the host, which then never waits for it
+        self._through = 0  # ``position`` on the host, read without waiting for the device
         self.register_load_state_dict_post_hook(_read_position)
         self._newest: Tensor | None = None  # outputs that ``after_step`` puts into the queue
         self._normalise()
@@ -169,14 +169,14 @@ class SwAV(Method):
         z = [unit_rows(self.projector(feature)) for feature in features]
         prototypes = unit_rows(self.centroids.weight)
         if self._progress < self.frozen:
-            prototypes = prototypes.detach() + 0 * prototypes  # a gradient of zero: no process may leave one out
+            prototypes = prototypes.detach() + 0 * prototypes  # zero gradient: every process must use it
         places = global_views(views)
         order = [*places, *(place for place in range(len(views)) if place not in places)]
         loss = self.loss([z[place] for place in order], prototypes, len(places))
         return StepOutput(mean_over_processes(loss), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     def loss(self, z: list[Tensor], prototypes: Tensor, count: int) -> Tensor:
-        """The loss of this process's rows (n_local, d), of which the first ``count`` views have codes."""
+        """The loss of this process's rows, (n_local, d) per view; the first ``count`` views have codes."""
         with without_autocast(prototypes):
             with torch.no_grad():
                 whole = gather_outputs(*(rows.detach() for rows in z[:count]))
@@ -186,7 +186,7 @@ class SwAV(Method):
         return swav_loss(*scores, codes=codes, temperature=self.temperature)
 
     def codes(self, scores: Tensor, local: int, prototypes: Tensor) -> Tensor:
-        """Codes of this process's rows, from the scores of one view for all processes, and the queue."""
+        """Codes of this process's rows, from one view's scores on all processes and the queue."""
         n = len(scores)
         if self._progress >= self.queue_start and 0 < len(self.queue) <= self._through:
             scores = torch.cat([scores, self.queue.to(scores) @ prototypes.mT])
@@ -195,7 +195,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Scales the prototypes to length one and puts the newest outputs into the queue instead of the oldest."""
+        """Scales the prototypes to length one and replaces the oldest outputs in the queue by the newest."""
         self._normalise()
         if self._newest is not None and len(self.queue):
             newest = self._newest[-len(self.queue) :].to(self.queue)
@@ -211,7 +211,7 @@ class SwAV(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 72.1 % linear after 100 epochs (the code's README)."""
+        """The paper's pre-training on ImageNet, 72.1 % linear accuracy after 100 epochs (the code's README)."""
         view = config.symmetric_view(smallest_crop=0.14, strength=1.0)  # the code
         whole = dataclasses.replace(view, count=2)
         local = dataclasses.replace(view, count=6, image_size=96, crop_scale=(0.05, 0.14))  # the code's README
@@ -227,5 +227,5 @@ class SwAV(Method):
 
 
 def _read_position(method: SwAV, _: Any) -> None:
-    """Brings the host's count up to date after tensors were loaded."""
+    """Updates the host's count after a state dict has been loaded."""
     method._through = int(method.position)

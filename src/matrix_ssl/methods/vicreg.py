@@ -3,9 +3,9 @@
     loss = a · mean (z1 - z2)²  +  b/2 · Σ_branches mean_j max(0, 1 - √(Var z_j + 1e-4))
          + c/d · Σ_branches Σ_i≠j Cov(z)_ij²
 
-The two views agree, every output varies, and no two outputs vary together. Each branch is regularised by itself, so the
-branches need not share anything. The weights a, b and c are λ (or ``sim_coeff``), μ (``std_coeff``) and ν
-(``cov_coeff``) in the paper (and its code).
+The two views agree, every output varies, and no two outputs vary together. Each branch is regularised separately, so
+the branches need not share anything. The weights a, b and c are λ, μ and ν in the paper, and ``sim_coeff``,
+``std_coeff`` and ``cov_coeff`` in its code.
 
 Reference: Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
 Learning", ICLR 2022, equations 1 to 6, https://arxiv.org/abs/2105.04906.
@@ -37,11 +37,11 @@ def vicreg_loss(
     variance_weight: float = VARIANCE_WEIGHT,
     covariance_weight: float = COVARIANCE_WEIGHT,
 ) -> Tensor:
-    """Invariance, variance and covariance terms of two branches, weighted: a scalar, 0 or more up to rounding.
+    """Weighted invariance, variance and covariance terms of two branches: a scalar, 0 or more up to rounding.
 
-    The variance term is the mean of the two branches, the covariance term their sum, as in the published code; the
-    paper writes a sum for both. The covariance term is computed with d x d numbers, or with n x n where a batch has
-    fewer rows than columns.
+    The variance term is the mean over the two branches and the covariance term is their sum, as in the published code;
+    the paper writes a sum for both. The covariance term is computed from a d x d matrix, or from an n x n one if a
+    batch has fewer rows than columns.
 
     Args:
         z1, z2: (n, d), outputs for the two views.
@@ -67,17 +67,17 @@ def vicreg_loss(
         centred = z - mean
         # the hinge at a standard deviation of one
         variance = variance + torch.relu(1 - (variances + EPSILON).sqrt()).mean() / 2
-        # the squares of all covariances but those of an output with itself
+        # the squares of all covariances except those of an output with itself
         squares = cross_product_norm(centred, centred) / (len(z) - 1) ** 2
         covariance = covariance + (squares - variances.square().sum()) / z.shape[1]
     return invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
 
 
 class VICReg(Method):
-    """An encoder and a projector of three layers under ``vicreg_loss``.
+    """An encoder and a three-layer projector, trained with ``vicreg_loss``.
 
     Args:
-        hidden_dim: width of the two hidden layers of the projector, which the paper calls expander.
+        hidden_dim: width of the two hidden layers of the projector, which the paper calls the expander.
         output_dim: d, width of the outputs.
         invariance_weight, variance_weight, covariance_weight: see ``vicreg_loss``.
     """
@@ -122,8 +122,8 @@ class VICReg(Method):
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """The paper's pre-training on ImageNet, 73.2 % linear after 1000 epochs (its table 1)."""
-        views = config.asymmetric_views(smallest_crop=0.08)  # appendix C.1: those of BYOL
+        """The paper's pre-training on ImageNet, 73.2 % linear accuracy after 1000 epochs (its table 1)."""
+        views = config.asymmetric_views(smallest_crop=0.08)  # appendix C.1: BYOL's
         optimizer = config.OptimizerConfig(
             name="lars",  # section 4.2; the code: no adaptation and no decay of biases and BatchNorm
             learning_rate=0.2,  # section 4.2 and the code, scaled by batch / 256

@@ -1,12 +1,13 @@
 """W-MSE: the whitened outputs of two views agree.
 
-The outputs of each view are centred, and decorrelated and scaled by the inverse W of a Cholesky factor of their
-covariance, estimated in sub-batches of the batch. With rows of length one after that, the mean over pairs of views of
+The outputs of each view are centred, then decorrelated and scaled by the inverse W of a Cholesky factor of their
+covariance, which is estimated in sub-batches of the batch. The loss of two views compares the whitened rows, scaled to
+length one; it is averaged over pairs of views:
 
     loss = mean_i ‖W_1 z1_i / ‖W_1 z1_i‖ - W_2 z2_i / ‖W_2 z2_i‖‖²  =  2 - 2 · mean_i cos(W_1 z1_i, W_2 z2_i)
 
-A batch that is whitened cannot collapse. The images of a sub-batch are drawn anew in every step. Whitening n rows of d
-columns is meaningful for n well above d: a sub-batch has 2d rows or more in the paper, and outputs are narrow.
+A whitened batch cannot collapse. The images of a sub-batch are drawn anew at every step. Whitening n rows of d columns
+is meaningful for n well above d: in the paper, a sub-batch has at least 2d rows, and outputs are narrow.
 
 Reference: Ermolov, Siarohin, Sangineto and Sebe, "Whitening for Self-Supervised Representation Learning", ICML 2021,
 https://arxiv.org/abs/2007.06346.
@@ -38,18 +39,18 @@ SHRINKAGE = 1e-3  # 0 in the code, where a step with a singular covariance fails
 def w_mse_loss(
     *outputs: Tensor, order: Order | None = None, sub_batch: int = 0, shrinkage: float = SHRINKAGE
 ) -> Tensor:
-    """Mean squared distance of the whitened rows, over all pairs of views: a scalar in [0, 4].
+    """Mean squared distance of the whitened rows over all pairs of views: a scalar in [0, 4].
 
-    NaN where a covariance cannot be inverted, which needs a shrinkage of zero.
+    The result is NaN if a covariance cannot be inverted, which requires a shrinkage of zero.
 
     Args:
         outputs: (n, d) each, for two views or more.
-        order: n integers, the order of the images in which the batch is cut, by default their own.
-        sub_batch: smallest number of images of a sub-batch, 2 or more; 0: the whole batch is one.
-        shrinkage: ε in [0, 1], of (1 - ε) Σ + ε I, which is whitened instead of the covariance Σ.
+        order: n integers, the order of the images in which the batch is split; by default their own.
+        sub_batch: minimum number of images in a sub-batch, 2 or more; 0: the whole batch is one sub-batch.
+        shrinkage: ε in [0, 1]; (1 - ε) Σ + ε I takes the place of the covariance Σ.
 
     Raises:
-        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is one view; a number is out of range.
+        ValueError: shapes differ or are not (n, d) with n ≥ 2; there is only one view; a number is out of range.
 
     Example:
         >>> import torch
@@ -70,26 +71,26 @@ def w_mse_loss(
 
 
 def _whiten(z: Tensor, shrinkage: float) -> Tensor:
-    """The rows of (v, n, d) times the transposed inverse of the Cholesky factor of each view's covariance."""
+    """The centred rows of (v, n, d) times the transposed inverse of the Cholesky factor of each view's covariance."""
     n, d = z.shape[-2:]
     centred = z - z.mean(-2, keepdim=True)
     covariance = centred.mT @ centred / (n - 1)
     identity = torch.eye(d, dtype=z.dtype, device=z.device)
     factor, info = torch.linalg.cholesky_ex((1 - shrinkage) * covariance + shrinkage * identity)
-    factor = torch.where((info == 0)[:, None, None], factor, torch.nan)  # the step is skipped instead of the run ended
+    factor = torch.where((info == 0)[:, None, None], factor, torch.nan)  # skips the step instead of ending the run
     return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
 
 
 class WMSE(Method):
-    """An encoder and a projector of two layers under ``w_mse_loss``.
+    """An encoder and a two-layer projector, trained with ``w_mse_loss``.
 
     Args:
         hidden_dim: width of the projector's hidden layer.
-        output_dim: d, width of the outputs, at most half of a sub-batch.
-        sub_batch: smallest number of images that are whitened together, from 2; 0: the whole batch. Which images come
-            together is a function of the run's seed and the step.
+        output_dim: d, width of the outputs; should be at most half of a sub-batch.
+        sub_batch: minimum number of images that are whitened together, 2 or more; 0: the whole batch. Which images
+            are grouped together depends on the run's seed and the step.
         shrinkage: see ``w_mse_loss``.
-        rounds: number of random partitions of a batch, over which the loss is averaged.
+        rounds: number of random partitions of a batch over which the loss is averaged.
     """
 
     variants = (
@@ -128,14 +129,14 @@ class WMSE(Method):
         outputs = gather_outputs(*z)
         losses = []
         for number in range(self.rounds):
-            # a function of seed and step: the same on all processes and in a resumed run
+            # depends only on seed and step: the same on all processes and in a resumed run
             order = permutation(len(outputs[0]), self.seed, self._step, number)
             losses.append(w_mse_loss(*outputs, order=order, sub_batch=self.sub_batch, shrinkage=self.shrinkage))
         return StepOutput(torch.stack(losses).mean(), {}, features[0].detach(), z[0].detach(), z[1].detach())
 
     @classmethod
     def recipe(cls, base: config.RunConfig) -> config.RunConfig:
-        """A pre-training on ImageNet with the values that the published code has for its largest images."""
+        """Pre-training on ImageNet with the published code's values for its largest images."""
         view = config.symmetric_view()  # crops: the code; colours: not verified
         options = {**base.method.options, "output_dim": 128, "sub_batch": 256, "rounds": 4}  # the code's README
         method = dataclasses.replace(base.method, options=options)
@@ -145,7 +146,7 @@ class WMSE(Method):
             weight_decay=1e-6,  # the code
             warmup_epochs=10,  # not verified
         )
-        # epochs: not verified; batch: the code's README, the recipe's is a multiple of it
+        # epochs: not verified; batch: a multiple of that in the code's README
         return dataclasses.replace(
             base, views=(view, view), method=method, optimizer=optimizer, epochs=100, batch_size=1024
         )

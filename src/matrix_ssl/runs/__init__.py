@@ -1,1 +1,1 @@
-"""What every run has: a folder, files, metrics, checkpoints, an environment, signals and a display."""
+"""What all runs share: folder, files, metrics, checkpoints, environment, signals and display."""

@@ -1,4 +1,4 @@
-"""The folders in which libraries keep what they downloaded: how large they are, and which weights they hold."""
+"""The folders in which libraries keep their downloads: their size, and the weights that they contain."""
 
 import os
 import time
@@ -16,7 +16,7 @@ _SECONDS = 0.5  # after which a size is a lower bound: a folder may hold million
 
 
 def describe_caches() -> dict[str, dict[str, Any]]:
-    """Place, free bytes of the disk, size and weights of each cache; ``complete``: whether all files were counted."""
+    """Path, free disk space in bytes, size and weights of each cache; ``complete``: whether all files were counted."""
     hub = _huggingface("HF_HUB_CACHE", "hub")
     places = {
         "torch hub": Path(torch.hub.get_dir()) / "checkpoints",
@@ -35,25 +35,25 @@ def describe_caches() -> dict[str, dict[str, Any]]:
 
 
 def features_cache() -> Path:
-    """Where ``search`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache; nothing empties it."""
+    """Where ``search`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache; it is never emptied."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matrix-ssl"
     return expanded(os.environ.get("MATRIX_SSL_CACHE") or user) / "features"
 
 
 def _huggingface(variable: str, name: str) -> Path:
-    """A folder of Hugging Face's libraries, by their rules: its own variable, else inside of HF_HOME."""
+    """A folder of Hugging Face's libraries, by their rules: that of its own variable, else a folder in HF_HOME."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
     return expanded(os.environ.get(variable) or home / name)
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of weights in torchvision's folder, to which timm downloads as well."""
+    """The weight files in torchvision's folder, to which timm downloads as well."""
     return sorted(path.name for path in folder.glob("*") if path.suffix in WEIGHTS)
 
 
 def _models(folder: Path) -> list[str]:
-    """The models, those of timm among them, of which a version with weights is in the folder."""
+    """The models, including timm's, of which the folder has a version with weights."""
     return sorted(
         path.name.removeprefix("models--").replace("--", "/")
         for path in folder.glob("models--*")
@@ -62,7 +62,7 @@ def _models(folder: Path) -> list[str]:
 
 
 def _size(folder: Path) -> tuple[int, bool]:
-    """Bytes of the files below a folder, links not followed, and whether there was time for all of them."""
+    """Bytes of the files below a folder, not following links, and whether there was time for all of them."""
     total, deadline = 0, time.monotonic() + _SECONDS
     for size in _sizes(folder):
         total += size

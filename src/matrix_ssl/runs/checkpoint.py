@@ -1,8 +1,9 @@
-"""Checkpoints of a run: one safetensors file each, written atomically, verified when read, never a pickle.
+"""Checkpoints of a run: one safetensors file each, written atomically and verified when read; never a pickle.
 
-A checkpoint holds every tensor of the method and of the optimizer under ``model.`` and ``optimizer.``, and in the
-file's metadata the step and the optimizer's plain values. Since every random number of a run is a function of the step,
-nothing else is needed to resume exactly. The metadata of every file also holds a SHA-256 digest over all the rest.
+A checkpoint holds every tensor of the method and of the optimizer under ``model.`` and ``optimizer.`` and, in the
+file's metadata, the step and the optimizer's plain values. Since every random number of a run is a function of the
+step, nothing else is needed to resume exactly. The metadata of every file also contain a SHA-256 digest of everything
+else in it.
 """
 
 import hashlib
@@ -29,22 +30,22 @@ KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to resume after ``step`` steps."""
+    """Everything that is needed to resume after ``step`` steps."""
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]  # as torch.optim.Optimizer.state_dict() gives it
     counters: dict[str, float]  # of the training loop
-    observer: dict[str, Tensor] = field(default_factory=dict)  # of what looks at the training
+    observer: dict[str, Tensor] = field(default_factory=dict)  # state of the training's observer
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, *, kept: Collection[int] = ()) -> Path:
-    """Writes ``checkpoints/step-N.safetensors`` and removes all but it, the newest one before it and those of ``kept``.
+    """Writes ``checkpoints/step-N.safetensors`` and removes all others but the newest before it and those in ``kept``.
 
     Args:
         run: the folder of the run.
         checkpoint: what to write.
-        kept: steps up to this one whose checkpoints stay.
+        kept: steps whose checkpoints are not removed, up to the current one.
     """
     folder = run / CHECKPOINTS
     try:
@@ -67,13 +68,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, kept: Collection[int] 
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint files of a run, oldest first; a file of any other name, such as a copy, is the user's."""
+    """The checkpoint files of a run, oldest first; files with other names, such as copies, belong to the user."""
     found = (run / CHECKPOINTS).glob("step-*.safetensors")
     return sorted(path for path in found if STEP.fullmatch(path.name))
 
 
 def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, if any, and a sentence about every damaged one that was skipped.
+    """The newest intact checkpoint, if any, and a sentence about every damaged one that was skipped.
 
     Raises:
         CheckpointError: there are checkpoints and all of them are damaged.
@@ -91,7 +92,7 @@ def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint; raises CheckpointError where it is missing, cut, altered or not of this package."""
+    """Reads a checkpoint; raises CheckpointError if it is missing, truncated, altered or not of this package."""
     tensors, metadata = read_safetensors(path)
     if not is_of_a_training(metadata):
         raise CheckpointError(f"{path} is not a checkpoint of this package.")
@@ -118,12 +119,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_of_a_training(metadata: Mapping[str, str]) -> bool:
-    """Whether a file with such metadata is one that ``save_checkpoint`` writes."""
+    """Whether a file with such metadata was written by ``save_checkpoint``."""
     return metadata.keys() >= {"values", "sha256"}
 
 
 def _plain_values(text: str, path: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint, each of the type that ``save_checkpoint`` writes."""
+    """The plain values of a checkpoint, checked to have the types that ``save_checkpoint`` writes."""
     try:
         values = parse_json(text)
     except ValueError as error:
@@ -149,7 +150,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The content of a safetensors file with a digest in its metadata; the same arguments give the same bytes."""
     tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     content = save(tensors, metadata={**metadata, "sha256": digest(tensors, metadata)})
-    # the library writes metadata in random order: the header (its length in 8 bytes, then JSON) is written again
+    # the library writes metadata in random order, so the header (its length in 8 bytes, then JSON) is rewritten
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -159,7 +160,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those that share memory with an earlier one, as tied weights do, which the format does not know."""
+    """Copies tensors that share memory with an earlier one, as tied weights do, which the format does not support."""
     apart, seen = dict[str, Tensor](), set[int]()
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
@@ -174,7 +175,7 @@ def save_encoder(run: Path, encoder: nn.Module) -> None:
 
 
 def read_encoder(run: Path) -> dict[str, Tensor]:
-    """The tensors of ``encoder.safetensors``; CheckpointError where it is missing, damaged or of a different run."""
+    """The tensors of ``encoder.safetensors``; CheckpointError if it is missing, damaged or of a different run."""
     tensors, metadata = read_safetensors(run / ENCODER)
     try:
         check_owner(run / ENCODER, metadata.get("run"), run)
@@ -184,9 +185,9 @@ def read_encoder(run: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; raises CheckpointError where it is missing, cut or altered."""
+    """Tensors and metadata of a safetensors file; raises CheckpointError if it is missing, truncated or altered."""
     try:
-        with open_file(path), safe_open(path, "pt") as file:  # Python's errors tell absent from forbidden
+        with open_file(path), safe_open(path, "pt") as file:  # Python's errors distinguish absent from forbidden
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except FileNotFoundError:
@@ -207,7 +208,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     """Loads weights that must fit name by name and shape by shape.
 
     Raises:
-        CheckpointError: it lists the names that are missing, left over or of a different shape; the module is
+        CheckpointError: with the names that are missing, left over or have a different shape; the module is
             unchanged.
     """
     own = module.state_dict()
@@ -227,7 +228,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """SHA-256 over the names, types, shapes and values of tensors, whatever their order and device, and metadata."""
+    """SHA-256 of metadata and of tensors' names, types, shapes and values, whatever their order and device."""
     found = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""The device of a computation, its precision, and what to record about it."""
+"""The device of a computation, its precision, and what is recorded about it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import environment as run_environment
 
-# instructions that multiply bfloat16, as torch.cpu.get_capabilities calls them, the fastest first
+# instructions that multiply bfloat16, as named by torch.cpu.get_capabilities, fastest first
 _CPU_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "ARM BF16"}
-_ONEDNN_BLOCK = 16  # channels that its kernels for AVX-512 take at once; 8 for AVX2
+_ONEDNN_BLOCK = 16  # channels that its AVX-512 kernels process at once; 8 for AVX2
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA, then Apple's MPS, then the CPU. ConfigError where it is absent."""
+    """The device of that name; ``auto`` is CUDA, then Apple's MPS, then the CPU. ConfigError if it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name not in ("cpu", "cuda", "mps"):
@@ -30,14 +30,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it, or just its type."""
+    """The name of a GPU, or just the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of networks: ``auto`` is bfloat16 on a CUDA device that has it, else float32.
+    """The precision of networks: ``auto`` is bfloat16 on a CUDA device that supports it, else float32.
 
-    That is the rule of evaluations. A pre-training has that of ``training.setup.settle_precision`` from its start on.
+    This rule is for evaluations. A pre-training follows ``training.setup.settle_precision`` from its start on.
     """
     if name != "auto":
         return name
@@ -45,15 +45,15 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether PyTorch multiplies bfloat16 there by instructions that the device has for it.
+    """Whether PyTorch multiplies bfloat16 with dedicated instructions of the device.
 
-    Without them, or in a build without oneDNN as that for macOS is, bfloat16 takes longer than float32 on a CPU.
+    Without them, or in a build without oneDNN such as the one for macOS, bfloat16 is slower than float32 on a CPU.
     """
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(bfloat16_instructions(device))
 
 
 def bfloat16_instructions(device: torch.device) -> str:
-    """The instructions of a CPU that multiply bfloat16, which PyTorch uses by way of oneDNN; empty where it has none.
+    """The CPU's instructions that multiply bfloat16, which PyTorch uses through oneDNN; empty if there are none.
 
     They are AMX, AVX-512 BF16 and ARM's.
     """
@@ -64,14 +64,14 @@ def bfloat16_instructions(device: torch.device) -> str:
 
 
 def describe_precision(name: str, device: torch.device) -> str:
-    """A precision in words, for bfloat16 on a CPU with the instructions that multiply it."""
+    """A precision in words; for bfloat16 on a CPU, with the instructions that multiply it."""
     if name != "bfloat16" or device.type != "cpu":
         return name
     return f"bfloat16 ({bfloat16_instructions(device) or 'without instructions for it, slower than float32'})"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and commit, for a result computed on the device."""
+    """Versions, hardware and commit, to record with a result computed on the device."""
     return run_environment.environment(
         device=device.type,
         device_name=device_name(device),
@@ -81,7 +81,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 class Transfer:
-    """Numbers on their way from a device to the host, which goes on until it needs them."""
+    """Numbers on their way from a device to the host, which can continue until it needs them."""
 
     def __init__(self, values: Tensor):
         self._values, self._event = values, None
@@ -101,7 +101,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """The type of the weights, and of a forward under autocast; None: that of the weights."""
+    """The data types of the weights and of a forward under autocast; None: no autocast."""
 
     device: torch.device
     weights: torch.dtype
@@ -109,17 +109,17 @@ class MixedPrecision:
 
     @classmethod
     def choose(cls, name: str, device: torch.device) -> "MixedPrecision":
-        """The precision of a setting: auto, float32, bfloat16 (of the forward) or float64."""
+        """The precision for a setting: auto, float32, bfloat16 (of the forward) or float64."""
         chosen = choose_precision(name, device)
         weights = torch.float64 if chosen == "float64" else torch.float32
         return cls(device, weights, torch.bfloat16 if chosen == "bfloat16" else None)
 
     def place(self, module: nn.Module) -> None:
-        """Moves a module to the device and type, with its convolutions channels last: faster, on CPUs too.
+        """Moves a module to the device and data type, with its convolutions channels-last: faster, on CPUs too.
 
         On a CPU, strided 1x1 convolutions of fewer than 16 channels, the shortcuts of narrow residual networks, stay
-        channels first. oneDNN (3.14 and before, PyTorch 2.14) writes past the end of a buffer in the gradient of their
-        weights otherwise, which is a crash or a wrong gradient (uxlfoundation/oneDNN, issue 6035).
+        channels-first. Otherwise oneDNN (3.14 and before, PyTorch 2.14) writes past the end of a buffer in the gradient
+        of their weights, which means a crash or a wrong gradient (uxlfoundation/oneDNN, issue 6035).
         """
         module.to(self.device, self.weights)
         module.to(memory_format=torch.channels_last)
@@ -129,7 +129,7 @@ class MixedPrecision:
                 layer.register_forward_pre_hook(_channels_first)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward."""
+        """The autocast context of a forward."""
         if self.forward is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.forward)

@@ -1,4 +1,4 @@
-"""Digests of all files of a folder that a library writes, with the identity of the run that it belongs to."""
+"""Digests of all files in a folder that a library writes, with the identity of the run to which it belongs."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ DIGESTS = "digests.json"
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path in it."""
+    """The SHA-256 of every file below a folder, by its path relative to it."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.name != DIGESTS and not path.is_dir():
@@ -21,12 +21,12 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def write_digests(folder: Path, run: Path) -> None:
-    """Writes ``digests.json``, which says that the folder is complete and belongs to the run."""
+    """Writes ``digests.json``, which marks the folder as complete and as belonging to the run."""
     write_json(folder / DIGESTS, {"run": identity(run), "files": file_digests(folder)})
 
 
 def check_digests(folder: Path, run: Path) -> None:
-    """Raises CheckpointError where files of the folder are missing, new or changed, or are those of a different run."""
+    """Raises CheckpointError if files of the folder are missing, new or changed, or belong to a different run."""
     try:
         recorded = read_object(folder / DIGESTS, "run", "files")
         check_owner(folder / DIGESTS, recorded["run"], run)
@@ -36,7 +36,7 @@ def check_digests(folder: Path, run: Path) -> None:
 
 
 def compare_digests(folder: Path, recorded: Any) -> None:
-    """Raises CheckpointError where the files of the folder are not those that were recorded."""
+    """Raises CheckpointError if the files of the folder are not those that were recorded."""
     try:
         present = file_digests(folder)
     except OSError as error:

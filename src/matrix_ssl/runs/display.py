@@ -1,4 +1,4 @@
-"""What a user sees while a run trains: a bar on a terminal or in a notebook, else lines; nothing on other processes."""
+"""The display while a run trains: a bar on a terminal or in a notebook, else lines; nothing on other processes."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Display:
     """Shows the progress of a run on standard error: a live bar on a terminal, a line every ten seconds elsewhere.
 
-    In a notebook the bar is in the output of the cell.
+    In a notebook the bar appears in the output of the cell.
 
     Args:
         quiet: show nothing, for processes other than the first.
@@ -57,7 +57,7 @@ class Display:
             yield self
 
     def step(self, done: int, images: int, line: dict[str, Any] | None, terms: tuple[str, ...]) -> None:
-        """Shows that ``done`` steps of ``images`` images are complete; loss and ``terms`` of a new line of metrics."""
+        """Shows that ``done`` steps of ``images`` images are complete, with loss and ``terms`` of a new line."""
         if line is not None:
             names = {"loss": "loss"} | {t: t for t in terms} | {"effective_rank": "effective rank"}
             self._text = "  ".join(f"{names[key]} {line[key]:.4g}" for key in names if line.get(key) is not None)

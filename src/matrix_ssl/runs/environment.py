@@ -31,14 +31,14 @@ def environment(*, device: str, device_name: str, threads: int, processes: int) 
 
 
 def versions(packages: Collection[str]) -> dict[str, str]:
-    """The versions of those packages that are installed, by name."""
+    """The versions of those of the packages that are installed, by name."""
     return {
         name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name.replace("-", "_"))
     }
 
 
 def command() -> list[str]:
-    """The words that start this program again, ``torchrun`` among them for several processes of one machine."""
+    """The words that start this program again, with ``torchrun`` if several processes run on this machine."""
     program = Path(sys.argv[0])
     ours = program.name == "matrix-ssl" or program.parts[-2:] == ("matrix_ssl", "__main__.py")
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):
@@ -49,7 +49,7 @@ def command() -> list[str]:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, marked when files differ; None for an installed package."""
+    """The commit of the source tree that this package runs from, marked if files differ; None if it is installed."""
     here = Path(__file__).parent
     try:
         result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, JSON and JSON lines."""
+"""Files that are written completely or not at all; JSON and JSON lines."""
 
 import csv
 import errno
@@ -24,7 +24,7 @@ _OF_SYSTEM = ("/dev", "/proc")
 
 
 def fingerprint(*values: Any) -> str:
-    """A short digest of values that JSON can hold: results with the same digest answer the same question."""
+    """A short digest of values that JSON can represent: results with the same digest answer the same question."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file completely or not at all: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Raises:
-        RunFolderError: the disk is full or read-only, or permission is missing; the older file, if any, stays.
+        RunFolderError: the disk is full or read-only, or permission is missing; the old file, if any, is kept.
     """
     temporary = ""
     try:
@@ -58,9 +58,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def unfinished(folder: Path, name: str | None = None) -> list[Path]:
-    """The temporary files, sorted, that a killed ``write_atomically`` left of the file ``name``; None: of any file.
+    """The temporary files, sorted, that a killed ``write_atomically`` left for the file ``name``; None: for any file.
 
-    A hidden file of the user has a different form of name and is not among them.
+    A user's hidden files have names of a different form and are not among them.
     """
     written = r".+" if name is None else re.escape(name)
     ours = re.compile(rf"\.{written}\.[a-z0-9_]+{re.escape(TEMPORARY)}", re.DOTALL)
@@ -69,7 +69,7 @@ def unfinished(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raises RunFolderError for a file that cannot be written, before the work for it is done."""
+    """Raises RunFolderError if a file cannot be written, before the work for it is done."""
     try:
         _refuse_to_replace(path)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -86,10 +86,10 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of the system for files that are read again in the block, after which it is removed.
+    """A temporary folder for files that are read back within the block; it is removed afterwards.
 
     Raises:
-        RunFolderError: there is none that can be written, or it takes no more files.
+        RunFolderError: no temporary folder can be written to, or it is full.
     """
     place, folder = "", None
     try:
@@ -100,7 +100,7 @@ def temporary_folder() -> Iterator[Path]:
     except OSError as error:
         inside = folder is not None and str(error.filename or "").startswith(folder.name)
         if folder is not None and not inside and error.errno not in _FULL:
-            raise  # of something else that is done in the block
+            raise  # from something else that is done in the block
         reason = f"Temporary files cannot be written{f' in {place}' if place else ''}: {error.strerror or error}"
         raise RunFolderError(
             f"{reason}. Let the variable TMPDIR name a folder with free space in which files can be written."
@@ -108,17 +108,17 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text in UTF-8 atomically; the surrogates of a file name that is not Unicode become escapes."""
+    """Writes text in UTF-8 atomically; surrogates in file names that are not Unicode become escapes."""
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; the escapes of ``write_text`` are JSON's own."""
+    """Writes indented JSON atomically; the escapes of ``write_text`` are those of JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run folder or raises RunFolderError; counts of earlier versions get current names."""
+    """Reads a JSON file of a run folder or raises RunFolderError; counts from earlier versions get current names."""
     try:
         return parse_json(read_file(path), change=current_names)
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """Reads a JSON file of a run folder that holds an object with these keys; RunFolderError for anything else."""
+    """Reads a JSON file of a run folder that must be an object with these keys; RunFolderError for anything else."""
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= set(keys):
         what = f"an object with {', '.join(keys)}" if keys else "an object"
@@ -137,7 +137,7 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON-lines file one at a time, as ``read_lines`` has them."""
+    """The lines of a JSON-lines file, as in ``read_lines``, one at a time."""
     try:
         for number, line in enumerate(each_line(path) if path.exists() else (), 1):
             if not line.endswith(b"\n"):
@@ -151,16 +151,16 @@ def iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, none if it does not exist; a last line cut by a kill is skipped."""
+    """The lines of a JSON-lines file, none if it does not exist; a last line truncated by a kill is skipped."""
     return list(iterate_lines(path))
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write, so that lines of several processes do not mix."""
+    """Appends one JSON line in a single write, so that lines from several processes do not mix."""
     content = _json_line(line).encode()
     try:
         with open_to_append(path) as file:
-            if file.write(content) < len(content):  # how a disk that has just become full answers
+            if file.write(content) < len(content):  # how a disk that has just become full reacts
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -172,10 +172,10 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Rows as the lines of a CSV file, which end in line feeds.
+    """Rows as lines of a CSV file, which end in line feeds.
 
-    A value with a carriage return gets quotation marks, as one with a line feed: where lines end in line feeds alone,
-    Python's writer forgets them, and its reader takes the value for two lines.
+    A value with a carriage return is quoted like one with a line feed: if lines end in line feeds only, Python's writer
+    omits the quotes, and its reader takes the value for two lines.
     """
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\r\n")
@@ -191,7 +191,7 @@ def _json_line(line: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for numbers that JSON does not have."""
+    """The value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(member) for key, member in value.items()}
     if isinstance(value, list):
@@ -200,9 +200,9 @@ def _finite(value: Any) -> Any:
 
 
 def _refuse_to_replace(path: Path) -> None:
-    """Raises FileExistsError for a device such as /dev/null, which a rename would replace with a file.
+    """Raises FileExistsError for a device such as /dev/null, which a rename would replace by a file.
 
-    /dev/stdout is a link of the system, also where it leads to a file.
+    /dev/stdout is a system link, even if it points to a file.
     """
     of_system = path.is_symlink() and any(path.parent.resolve().is_relative_to(folder) for folder in _OF_SYSTEM)
     if of_system or (path.exists() and not path.is_file()):

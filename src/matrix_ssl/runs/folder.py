@@ -1,4 +1,4 @@
-"""The run folder: the names of its files, its lock, and the description that says what it is for."""
+"""The run folder: the names of its files, its lock, and the description of what it is for."""
 
 import dataclasses
 import hashlib
@@ -30,8 +30,8 @@ from matrix_ssl.runs.terminal import redact_values
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, ENCODER, EVALUATION, SKIPPED = "checkpoints", "encoder.safetensors", "evaluation.npz", "skipped.jsonl"
 STEP = re.compile(r"step-\d{9}\.safetensors")  # a file of CHECKPOINTS
-VIEWS, FOLLOWED = "views.npz", "followed.npz"  # what the page of a run shows of the training
-METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not of this package
+VIEWS, FOLLOWED = "views.npz", "followed.npz"  # data about the training for the page of a run
+METHOD, MODULE = "own-method.py", "own-encoder.json"  # of a method and an encoder that are not part of this package
 _LOCK = ".lock"
 _OWN = {
     CONFIG, ENVIRONMENT, METRICS, SUMMARY, ENCODER, EVALUATION, VIEWS, FOLLOWED, SKIPPED, METHOD, MODULE, _LOCK,
@@ -42,7 +42,7 @@ _FOREIGN = "wandb"  # folder of W&B
 def is_unclaimed(folder: Path, *, first: str) -> bool:
     """Whether a folder is free for a command whose first file there is ``first``.
 
-    It is free where it does not exist or holds nothing but what such a command leaves when it is killed during its
+    It is free if it does not exist or contains nothing but what such a command leaves when it is killed during its
     first write: the lock and unfinished copies of ``first``.
     """
     if not folder.exists():
@@ -52,7 +52,7 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
 
 
 def read_config(run: Path) -> RunConfig:
-    """The configuration of a run folder; raises RunFolderError where it is none, or is damaged."""
+    """The configuration of a run folder; raises RunFolderError if it is not a run folder or is damaged."""
     try:
         return configuration.from_dict(read_json(run / CONFIG))
     except ConfigError as error:
@@ -60,27 +60,27 @@ def read_config(run: Path) -> RunConfig:
 
 
 def identity(run: Path) -> str:
-    """What distinguishes a run from others: a digest of its settings; empty for a folder without ``config.json``.
+    """What identifies a run: a digest of its settings; empty for a folder without ``config.json``.
 
     Checkpoints, weights, metrics, summary and results carry it, so that a file of a different run is noticed. Settings
-    at their defaults do not count, so that it stays the same in later versions, which have more of them.
+    at their defaults are left out, so that it stays the same in later versions that have more settings.
     """
     values = read_json(run / CONFIG) if (run / CONFIG).exists() else None
     if not isinstance(values, dict):
         return ""
     try:
         chosen = configuration.identifying(configuration.from_dict(values))
-    except ConfigError:  # of a fine-tuning, a detection
+    except ConfigError:  # from a fine-tuning or a detection
         chosen = {key: value for key, value in configuration.flatten(values) if not key.startswith("places.")}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_same_method(run: Path, recorded: str, name: str) -> bool:
-    """Whether a method is that of a run by its name or, of a Python file in another place, by the source that it kept.
+    """Whether a method is that of a run: by name or, for a Python file elsewhere, by the source that the run kept.
 
     Args:
         recorded: the name in the settings of the run.
-        name: of the method, a name or a path.
+        name: the method's name or path.
     """
     if recorded == name or not (recorded.endswith(".py") and name.endswith(".py")):
         return recorded == name
@@ -91,18 +91,18 @@ def is_same_method(run: Path, recorded: str, name: str) -> bool:
 
 
 def check_owner(path: Path, owner: Any, run: Path) -> None:
-    """Raises RunFolderError for a file that carries the identity of a different run than that of its folder.
+    """Raises RunFolderError for a file that carries the identity of a run other than that of its folder.
 
-    ``owner`` is what the file carries; None, of an earlier version, is any run.
+    ``owner`` is the identity in the file; None, from an earlier version, matches any run.
     """
     if owner is not None and owner != identity(run):
         raise RunFolderError(f"{path} belongs to a different run than {run / CONFIG}: put the run's own file back.")
 
 
 def check_output(path: Path, *inputs: str | Path | None) -> None:
-    """Raises RunFolderError for a file that cannot be written, that the command reads, or that a run has as its own.
+    """Raises RunFolderError for a file that cannot be written, that the command reads, or that belongs to a run.
 
-    So nothing is lost, and the work is not done in vain: it is called before the work.
+    Called before the work, so that nothing is lost and no work is done in vain.
     """
     check_writable(path)
     target = path.resolve()
@@ -114,9 +114,9 @@ def check_output(path: Path, *inputs: str | Path | None) -> None:
 
 
 def check_folder(folder: Path, *, first: str = CONFIG) -> None:
-    """Raises RunFolderError for a folder that neither has the file ``first`` nor ``is_unclaimed``."""
+    """Raises RunFolderError unless a folder has the file ``first`` or ``is_unclaimed``."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
-        other = sys.getfilesystemencoding() != "utf-8"  # in which a name of others may well be none
+        other = sys.getfilesystemencoding() != "utf-8"  # in which names written elsewhere may not be valid
         remedy = "set the variable PYTHONUTF8=1 or choose another folder" if other else "choose another folder"
         raise RunFolderError(f"{folder} is not Unicode, which safetensors files need: {remedy}.")
     try:
@@ -128,23 +128,23 @@ def check_folder(folder: Path, *, first: str = CONFIG) -> None:
 
 
 def tidy(run: Path) -> None:
-    """Removes the unfinished files of a writer that was killed; only for the process that holds the lock."""
+    """Removes the unfinished files of a killed writer; only for the process that holds the lock."""
     for folder in (run, run / CHECKPOINTS, *_results(run)):
         for path in unfinished(folder):
             path.unlink(missing_ok=True)
     if (run / SKIPPED).exists():
-        write_lines(run / SKIPPED, read_lines(run / SKIPPED))  # drops a cut last line: the next one would join it
+        write_lines(run / SKIPPED, read_lines(run / SKIPPED))  # drops a cut last line, which the next would join
 
 
 def _results(run: Path) -> list[Path]:
-    """The folders of results in a run folder."""
+    """The folders with results in a run folder."""
     return [path for path in (run / "evaluation").glob("**/") if path.is_dir()]
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises RunFolderError where a link leads out of a folder, or a pipe, a device or a socket is in it.
+    """Raises RunFolderError if a link leads out of a folder, or if it contains a pipe, a device or a socket.
 
-    So nothing that is written into the folder is written elsewhere, and nothing that is read there is waited for.
+    This keeps writes into the folder from going elsewhere, and reads from it from blocking.
     """
     root = folder.resolve()
     pending = [folder]
@@ -157,7 +157,7 @@ def refuse_links(folder: Path) -> None:
                             f"{entry.path} is a link that leads out of {folder}: replace it by what it points to."
                         )
                 elif entry.is_dir():
-                    if entry.path != str(folder / _FOREIGN):  # its own program alone writes there, and links its logs
+                    if entry.path != str(folder / _FOREIGN):  # only W&B writes there, and it links its logs
                         pending.append(Path(entry.path))
                 elif not entry.is_file():
                     raise RunFolderError(f"{entry.path} is a pipe, a device or a socket: remove it.")
@@ -165,9 +165,9 @@ def refuse_links(folder: Path) -> None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Holds a run folder against a second writer until the block ends or the process dies.
+    """Locks a run folder against other writers until the block ends or the process dies.
 
-    A folder that is made for a block which then fails before it has written anything is removed again.
+    A folder that is created for a block which then fails before writing anything is removed again.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     with ExitStack() as stack:
@@ -189,7 +189,7 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def _remove_unused(folders: Sequence[Path]) -> None:
-    """Removes folders, the innermost first, as long as they hold nothing but a lock."""
+    """Removes folders, the innermost first, as long as they contain nothing but a lock."""
     with suppress(OSError):
         for folder in folders:
             if [path.name for path in folder.iterdir()] == [_LOCK]:
@@ -199,7 +199,7 @@ def _remove_unused(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = CONFIG) -> Iterator[None]:
-    """Checks, locks and tidies a folder until the block ends; ``fresh`` sets aside a run that is in it."""
+    """Checks, locks and tidies a folder until the block ends; ``fresh`` sets aside an existing run."""
     check_folder(folder, first=first)
     with ExitStack() as stack:
         stack.enter_context(lock(folder))
@@ -216,10 +216,10 @@ def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = 
 def claim(
     folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
 ) -> None:
-    """Writes the file ``first``, which says what a locked folder is for, or makes sure that it says this.
+    """Writes the file ``first``, which says what a locked folder is for, or checks that an existing one agrees.
 
     Args:
-        description: the configuration of a run, or nested plain values; what ``places`` holds may differ.
+        description: the configuration of a run, or nested plain values; values under ``places`` may differ.
         may_change: dotted keys of further values that may differ.
     """
     check_claim(folder, description, may_change=may_change, first=first)
@@ -231,7 +231,7 @@ def claim(
 def check_claim(
     folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
 ) -> None:
-    """Raises RunFolderError where a folder is for something else, as ``claim`` does, but writes nothing."""
+    """Raises RunFolderError if a folder is for something else, as ``claim`` does, but writes nothing."""
     if not (folder / first).exists():
         return
     if isinstance(description, RunConfig):
@@ -254,7 +254,7 @@ def check_claim(
 
 
 def _train_longer(run: Path, different: Sequence[str]) -> str:
-    """The remedy where nothing but the number of epochs is larger than that of a run, by which its rate decays."""
+    """The remedy if only the number of epochs, which sets the learning-rate decay, is larger than that of the run."""
     more = re.fullmatch(r"epochs: (\d+) -> (\d+)", different[0])
     if len(different) > 1 or more is None or int(more[2]) < int(more[1]):
         return ""
@@ -265,7 +265,7 @@ def _train_longer(run: Path, different: Sequence[str]) -> str:
 
 
 def set_aside(run: Path, *, first: str = CONFIG) -> Path | None:
-    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None without a file ``first``."""
+    """Renames a run folder to ``NAME.1``, ``NAME.2``, ... and returns the new path; None if it has no ``first``."""
     if not (run / first).exists():
         return None
     if Path.cwd().is_relative_to(run.resolve()):

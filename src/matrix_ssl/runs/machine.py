@@ -1,4 +1,4 @@
-"""The machine as a run would find it: devices, memory, limits and disks. Nothing here touches the network."""
+"""The machine as a run would find it: devices, memory, limits and disks. Nothing here uses the network."""
 
 import platform
 import shutil
@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    """The devices that ``--device`` can name here, the one that ``auto`` takes first; memory in bytes."""
+    """The devices that ``--device`` can name here, with the choice of ``auto`` first; memory in bytes."""
     multiplied_by = bfloat16_instructions(torch.device("cpu"))
     cpu = {
         "device": "cpu",

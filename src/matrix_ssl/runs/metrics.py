@@ -1,7 +1,7 @@
-"""The lines of metrics of a run, ``metrics.jsonl``, and the loggers that get them, too.
+"""The lines of metrics of a run, ``metrics.jsonl``, and the loggers that also receive them.
 
-A resumed run first drops the lines after its checkpoint, and a last line cut by a kill. A file may have a million
-lines: they are read one at a time, and of those that are past a training remembers a few.
+A resumed run first drops the lines after its checkpoint, and a last line truncated by a kill. A file may have a million
+lines: they are read one at a time, and a training remembers only a few of the earlier ones.
 """
 
 from collections import deque
@@ -18,10 +18,10 @@ _NEWEST = 8  # lines that a history remembers
 
 
 class Metrics:
-    """The lines of a run, read from its file each time that they are gone through.
+    """The lines of a run, read from its file on every iteration.
 
-    To go through them raises RunFolderError where they are damaged, or of a different run. The first line carries the
-    identity of the run.
+    Iterating raises RunFolderError if they are damaged or of a different run. The first line carries the identity of
+    the run.
     """
 
     def __init__(self, run: Path):
@@ -38,7 +38,7 @@ class Metrics:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run; RunFolderError as ``Metrics``."""
+    """All lines of a run; RunFolderError as for ``Metrics``."""
     return list(Metrics(run))
 
 
@@ -47,7 +47,7 @@ class History:
 
     Attributes:
         first: the first two lines.
-        newest: the newest lines, eight at most.
+        newest: the newest lines, at most eight.
         alarms: the kinds of all alarms; an alarm is "KIND: sentence".
     """
 
@@ -61,7 +61,7 @@ class History:
         return self._count
 
     def add(self, line: dict[str, Any]) -> None:
-        """Takes the next line."""
+        """Adds the next line."""
         if self._count < 2:
             self.first.append(line)
         self.newest.append(line)
@@ -69,7 +69,7 @@ class History:
         self._count += 1
 
     def ends(self, newest: int, *, start: int) -> list[dict[str, Any]]:
-        """Line number ``start``, 0 or 1, and the newest ones after it, at most so many."""
+        """Line number ``start``, 0 or 1, and at most ``newest`` of the newest lines after it."""
         after = min(newest, max(0, self._count - start - 1))
         return [*self.first[start : start + 1], *list(self.newest)[len(self.newest) - after :]]
 
@@ -80,15 +80,15 @@ def kind_of_alarm(text: str) -> str:
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl``, after it has dropped the lines after ``after_step``, and tells the loggers.
+    """Drops the lines after ``after_step`` from ``metrics.jsonl``, then appends to it and passes lines to the loggers.
 
     Args:
-        loggers: names, keys of ``loggers.LOGGERS``.
-        say: gets a sentence on where each logger writes, and one on each that fails.
+        loggers: names of loggers, keys of ``loggers.LOGGERS``.
+        say: called with a sentence on where each logger writes, and one on each that fails.
 
     Attributes:
         lines: all lines, read from the file.
-        history: what is remembered of them.
+        history: what is remembered about them.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class MetricsWriter:
                 yield line
 
     def write(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Adds a line and returns it, the first with the identity; in the file, numbers not finite are null."""
+        """Adds a line and returns it, the first with the run's identity; the file has null for non-finite numbers."""
         if not self.history and self._identity:
             line = {**line, "run": self._identity}
         self.history.add(line)
@@ -122,7 +122,7 @@ class MetricsWriter:
         return line
 
     def close(self, *, finished: bool) -> None:
-        """Ends the loggers; ``finished`` is false where the training stopped before its last step."""
+        """Closes the loggers; ``finished`` is false if the training stopped before its last step."""
         while self._loggers:
             logger = self._loggers.pop()
             try:

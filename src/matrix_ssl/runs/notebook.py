@@ -1,4 +1,4 @@
-"""A progress bar in the output of a notebook's cell."""
+"""A progress bar in the output of a notebook cell."""
 
 import time
 from html import escape
@@ -18,7 +18,7 @@ class NotebookBar:
         self._updated = float("-inf")
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Shows how much is done and a text beside it, a few times a second at most and always at the end."""
+        """Shows the progress with a text next to it, at most a few times a second and always at the end."""
         now = time.monotonic()
         if done < total and now - self._updated < _SECONDS_BETWEEN_UPDATES:
             return

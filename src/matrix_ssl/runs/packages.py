@@ -1,4 +1,4 @@
-"""Which packages are installed, of those that this package names in its metadata: what everything needs, and extras."""
+"""Which of the packages in this package's metadata are installed: those always required, and those of extras."""
 
 import importlib.metadata
 from typing import Any
@@ -10,12 +10,12 @@ DEVELOPMENT = ("test", "docs", "dev")  # extras for work on this package
 
 
 def describe_packages() -> list[dict[str, Any]]:
-    """The packages that every installation has: name, what is required, the version, and whether it fits."""
+    """The packages that every installation requires: name, requirement, version, and whether it fits."""
     return [_describe(each) for each in _requirements() if each.marker is None]
 
 
 def describe_extras() -> dict[str, list[dict[str, Any]]]:
-    """The packages of every extra for users, as ``describe_packages`` describes them."""
+    """The packages of every extra for users, described as in ``describe_packages``."""
     names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
     return {name: _describe_extra(name) for name in names if name not in DEVELOPMENT}
 

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which get every signal that this process gets."""
+"""Runs commands in separate processes, which receive every signal that this process receives."""
 
 import os
 import signal
@@ -13,16 +13,16 @@ from matrix_ssl.config import system
 from matrix_ssl.config.untrusted import open_to_append
 from matrix_ssl.runs.signals import TIME_LIMIT
 
-_POLL = 0.1  # seconds between two looks at the processes
+_POLL = 0.1  # seconds between two checks of the processes
 Key = TypeVar("Key")
 
 
 class Processes(Generic[Key]):
-    """Processes that run at the same time.
+    """Processes that run concurrently.
 
     Args:
-        received: the numbers of the signals so far, a list that ``signals.collected`` extends. They are forwarded by
-            ``wait`` and not by the handler, which may run while a process is being started.
+        received: the numbers of the signals so far, a list that ``signals.collected`` extends. ``wait`` forwards
+            them, not the handler, which may run while a process is being started.
     """
 
     def __init__(self, received: list[int]):
@@ -31,24 +31,24 @@ class Processes(Generic[Key]):
 
     @property
     def active(self) -> list[Key]:
-        """The keys of the processes that have not ended, in the order of their start."""
+        """The keys of the processes that have not ended, in the order in which they were started."""
         return [key for key, _ in self._active]
 
     def start(
         self, key: Key, command: Sequence[str], *, log: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Starts a command; its output is appended to ``log``, and ``environment`` added to that of this process."""
+        """Starts a command; its output is appended to ``log``, and ``environment`` is added to this process's."""
         with ExitStack() as stack:
             output = None if log is None else stack.enter_context(open_to_append(log))
             process = subprocess.Popen(
                 list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, **(environment or {})},
-                **system.own_group(),  # Ctrl-C reaches this process alone, which forwards it once
+                **system.own_group(),  # Ctrl-C reaches only this process, which forwards it once
             )  # fmt: skip
         self._active.append((key, process))
 
     def wait(self) -> list[tuple[Key, int]]:
-        """Forwards signals until a process has ended; keys and exit codes of those that have, negative for signals."""
+        """Forwards signals until a process has ended; returns the keys and exit codes (negative: signals)."""
         while True:
             for number in self._received[self._forwarded :]:
                 for _, process in self._active:

@@ -1,4 +1,4 @@
-"""The start and the end of a command that may run in several processes."""
+"""The start and end of a command that may run in several processes."""
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,12 +17,12 @@ from matrix_ssl.runs.environment import command, versions
 from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import ENVIRONMENT, claim, held, identity
 
-_OWN = ("data.source", "data.workers", "start.reference", "start.origin")  # settings in which processes may differ
+_OWN = ("data.source", "data.workers", "start.reference", "start.origin")  # settings that may differ between processes
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a command has between start and end of its process group; only the main process has a loud ``display``."""
+    """The state of a command while its process group exists; ``display`` shows something only on the main process."""
 
     device: torch.device
     display: Display
@@ -39,16 +39,16 @@ class Session:
         may_change: Collection[str] = (),
         packages: Collection[str] = (),
     ) -> bool:
-        """Locks a folder until the session ends, makes sure that it is for this run and writes ``environment.json``.
+        """Locks a folder until the session ends, checks that it is for this run and writes ``environment.json``.
 
         Args:
-            describe: gives what ``folder.claim`` takes, and the same on every process.
-            is_complete: called on the main process alone.
+            describe: returns the description for ``folder.claim``, the same on every process.
+            is_complete: called only on the main process.
             may_change: dotted keys of the description that may differ from an earlier call.
             packages: further packages whose versions are recorded.
 
         Returns:
-            Whether the run is complete, on every process.
+            Whether the run is complete, the same on every process.
         """
         complete = False
         with distributed.together():
@@ -69,7 +69,7 @@ class Session:
 
 
 def _common(description: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """What all processes of a run must have in common: everything but places and the number of workers."""
+    """What all processes of a run must have in common: everything except places and the number of workers."""
     values = to_dict(description) if isinstance(description, RunConfig) else description
     return {key: value for key, value in flatten(values) if key not in _OWN and not key.startswith("places.")}
 
@@ -78,10 +78,10 @@ def _common(description: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
 def session(device: str, *, quiet: bool = False) -> Iterator[Session]:
     """Joins the processes of a launcher, if there are any, and leaves them when the block ends.
 
-    A process group that exists already stays. ``quiet`` shows nothing on the main process either.
+    A process group that already exists is kept. With ``quiet``, the main process shows nothing either.
     """
     joined = distributed.start(devices.choose_device(device).type)
-    chosen, main = devices.choose_device(device), distributed.is_main()  # the number of this process is known by now
+    chosen, main = devices.choose_device(device), distributed.is_main()  # the rank of this process is known by now
     with ExitStack() as stack:
         if joined:
             stack.callback(distributed.stop)

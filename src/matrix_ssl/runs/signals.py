@@ -1,4 +1,4 @@
-"""Signals and the limit of time, collected, so that a program can write a checkpoint before it stops."""
+"""Collects signals and the time limit, so that a program can write a checkpoint before it stops."""
 
 import signal
 import threading
@@ -9,15 +9,15 @@ from types import FrameType
 from matrix_ssl.config.system import STOPPING
 from matrix_ssl.errors import ConfigError, MatrixSSLError
 
-TIME_LIMIT = 75  # among the numbers of signals, none of which is that large; the exit code EX_TEMPFAIL: try again
-received_by_blocks: list[int] = []  # the numbers of all signals that blocks of ``collected`` have taken for themselves
-_open_blocks: list[list[int]] = []  # what the blocks that have not ended have received
-_timers: list[threading.Timer] = []  # of the limit of time, at most one
+TIME_LIMIT = 75  # used like a signal number, none of which is that large; the exit code EX_TEMPFAIL: try again
+received_by_blocks: list[int] = []  # the numbers of all signals that blocks of ``collected`` have consumed
+_open_blocks: list[list[int]] = []  # what the blocks that are still open have received
+_timers: list[threading.Timer] = []  # for the time limit, at most one
 _time_is_up = threading.Event()
 
 
 class Interrupted(MatrixSSLError):
-    """A signal, or the limit of time, stopped the program after a checkpoint.
+    """A signal or the time limit stopped the program after a checkpoint.
 
     The exit code is 128 plus the number of the signal, or ``TIME_LIMIT``.
     """
@@ -30,7 +30,7 @@ class Interrupted(MatrixSSLError):
 
 
 def limit_time(hours: float | None) -> None:
-    """Lets every block of ``collected`` receive ``TIME_LIMIT`` when so many hours have passed; None: no limit."""
+    """Makes every block of ``collected`` receive ``TIME_LIMIT`` after so many hours; None: no limit."""
     for timer in _timers:
         timer.cancel()
     _timers.clear()
@@ -44,7 +44,7 @@ def limit_time(hours: float | None) -> None:
 
 @contextmanager
 def limited_time(hours: float | None) -> Iterator[None]:
-    """``limit_time`` until the block ends; None leaves a limit that there may be.
+    """Applies ``limit_time`` until the block ends; None keeps an existing limit.
 
     Raises:
         ConfigError: the limit is not above 0.
@@ -65,8 +65,8 @@ def limited_time(hours: float | None) -> Iterator[None]:
 def collected() -> Iterator[list[int]]:
     """Collects the numbers of received signals in a list, for the program to read between two steps.
 
-    After a first signal, SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, its last checkpoint
-    remains. Outside the main thread, which alone may handle signals, the list holds at most ``TIME_LIMIT``.
+    After a first signal, SIGINT (Ctrl-C) raises KeyboardInterrupt: the program stops at once, and its last checkpoint
+    remains. Outside the main thread, the only one that may handle signals, the list can contain only ``TIME_LIMIT``.
     """
     received: list[int] = []
     _open_blocks.append(received)
@@ -87,7 +87,7 @@ def collected() -> Iterator[list[int]]:
         _open_blocks[:] = [block for block in _open_blocks if block is not received]
         received_by_blocks.extend(number for number in received if number != TIME_LIMIT)
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of a program in C
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: a handler installed in C
 
 
 def _end_of_time() -> None:

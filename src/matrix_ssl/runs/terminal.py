@@ -1,7 +1,7 @@
-"""Text from elsewhere on its way to a terminal or a file: without control characters, passwords and tokens.
+"""Untrusted text on its way to a terminal or a file: without control characters, passwords and tokens.
 
-Names of files, classes and columns, and messages of libraries, may hold anything. On a terminal an escape sequence
-would do what it says; a password in an address, or a token in a setting, would be kept in logs.
+Names of files, classes and columns, and messages of libraries, may contain anything. A terminal would execute an escape
+sequence, and logs would keep a password in a URL or a token in a setting.
 """
 
 import itertools
@@ -18,24 +18,24 @@ from rich.text import Text
 _HIDDEN = "***"
 _ADDRESS = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@:]*:)[^\s/]*@", re.IGNORECASE)
 _NAME = r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|credentials?)"
-_WORD = (  # before "token": that of a text or a model, not of a service
+_WORD = (  # before "token": a token of a text or a model, not of a service
     r"(?:bos|eos|pad|padding|cls|class|sep|unk|mask|image|img|video|audio|speech|vision|bo[ivas]|eo[ivas]|start|end|stop"
     r"|begin|special|soft|dist|distillation|register|fim|prefix|suffix|middle|newline|patch|prompt|system|per|next|last"
     r"|first|new|max|min|num|each|every)"
 )
 _SETTING = re.compile(
     rf"(?P<before>(?<![\w.-])(?<!\d\s)(?!(?:[\w.-]*[_.-])?{_WORD}[_-]?token\b)[\w.-]*{_NAME}[\"']?\s*[=:]\s*[\"']?)"
-    r"(?!(?:true|false|null|none)\b)(?P<secret>[^\s\"'&,;]+)",  # "use_mask_token": false is none
+    r"(?!(?:true|false|null|none)\b)(?P<secret>[^\s\"'&,;]+)",  # "use_mask_token": false is not a secret
     re.IGNORECASE,
 )
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
-_SHORTEST = 6  # characters of a variable's value that is looked for in texts
+_SHORTEST = 6  # characters of a variable's value that is searched for in texts
 
 
 def printable(text: str) -> str:
-    """The text with control characters and those that change the direction of writing as escapes, ``\\x1b``.
+    """The text with control characters, and those that change the writing direction, as escapes, ``\\x1b``.
 
-    Line breaks and tabs stay.
+    Line breaks and tabs are kept.
     """
     if text.isprintable():
         return text
@@ -46,9 +46,9 @@ def printable(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with ``***`` for passwords of addresses, values of settings that are named like a secret, and tokens.
+    """The text with ``***`` for passwords in URLs, values of settings that are named like a secret, and tokens.
 
-    What a variable of the environment with such a name holds is a token, too.
+    The value of an environment variable with such a name counts as a token, too.
     """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and is_secret(name):
@@ -84,7 +84,7 @@ def is_secret(name: str) -> bool:
 
 
 class Terminal(Console):
-    """A console of rich that shows text as text: no markup, no control characters, no secrets."""
+    """A rich console that shows text as plain text: no markup, no control characters, no secrets."""
 
     def __init__(
         self,
@@ -101,11 +101,11 @@ class Terminal(Console):
         )  # fmt: skip
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The text as it is shown."""
+        """The text as it will be shown."""
         return super().render_str(redact(printable(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The parts of anything that is shown; those that move the cursor are rich's own."""
+        """The segments of anything that is shown; only rich's own may move the cursor."""
         for part in super().render(renderable, options):
             yield part if part.control else Segment(printable(part.text), part.style)
 

@@ -1,4 +1,4 @@
-"""From a recipe, data, a method and assignments to the configuration of a run."""
+"""Builds the configuration of a run from a recipe, data, a method and assignments."""
 
 import dataclasses
 import os
@@ -19,11 +19,12 @@ def configure(
     recipe: str | None, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None,
     device: str = "auto", run: Path | None = None,
 ) -> "RunConfig":  # fmt: skip
-    """The run of a recipe with data, method and settings replaced and every option filled in; checked.
+    """The run of a recipe with data, method and settings replaced, and every option filled in and checked.
 
-    ConfigError where the settings name other data or another method than the arguments.
+    Raises ConfigError if the settings name other data or another method than the arguments.
 
-    Without a recipe it is that of the run, if the folder holds one, else the one for own images on the device.
+    Without a recipe, the one of the run in the folder is used, if there is one, else the one for own images on the
+    device.
     """
     if recipe is None:
         from matrix_ssl.training.fitting import base_recipe
@@ -35,9 +36,9 @@ def configure(
 def outline(
     recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", *, method: str | None = None
 ) -> "RunConfig":
-    """As ``configure``, but only with those options of the method that the recipe or the user has set.
+    """Like ``configure``, but only with those options of the method that the recipe or the user has set.
 
-    A different method that has these options takes them over and keeps its own defaults for all others.
+    A different method adopts those of these options that it has, and keeps its own defaults for all others.
     """
     config, complete = _configure(recipe, data, assignments, method)
     options = {name: complete.method.options[name] for name in config.method.options}
@@ -47,7 +48,7 @@ def outline(
 def _configure(
     recipe: str, data: "Locations | None", assignments: "Sequence[Assignment]", method: str | None
 ) -> tuple["RunConfig", "RunConfig"]:
-    """The run as it is set, and the same one with every option filled in and checked."""
+    """The run as it was set, and the same run with every option filled in and checked."""
     from matrix_ssl import config
     from matrix_ssl.config.recipes import find_recipe, list_recipes
 
@@ -67,7 +68,7 @@ def _configure(
 
 
 def _measuring(base: "RunConfig", settings: "Sequence[Assignment]") -> "RunConfig":
-    """A recipe whose mean and deviation are measured, where other channels are chosen than those that it is for."""
+    """The recipe, with mean and deviation to be measured if its channels are overridden."""
     from matrix_ssl.config import split_assignment
 
     keys = [split_assignment(one)[0] if isinstance(one, str) else one[0] for one in settings]
@@ -77,7 +78,7 @@ def _measuring(base: "RunConfig", settings: "Sequence[Assignment]") -> "RunConfi
 
 
 def run_folder(recipe: str, data: "Locations | None", method: str | None, start: str | None = None) -> Path:
-    """The folder of a pre-training that was given none; ``start`` is WHERE its weights come from."""
+    """The folder of a pre-training for which none was given; ``start`` is WHERE its weights come from."""
     from matrix_ssl.encoder.where import read_where
 
     parts = [*([Path(method).stem] if method else []), *(["from", read_where(start).folder] if start else [])]
@@ -87,8 +88,8 @@ def run_folder(recipe: str, data: "Locations | None", method: str | None, start:
 def default_run(recipe: str, data: "Locations | None", *, unnamed: str, suffix: str | None = None) -> Path:
     """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data.
 
-    Of several datasets it has the first three names, and the number of the others. A name is that of the folder of the
-    images, with those of as many folders above it as are needed to differ from runs on other images: ``fold2-train``.
+    With several datasets it contains the first three names and the number of the others. A name is that of the images'
+    folder, preceded by as many parent folders as are needed to differ from runs on other images: ``fold2-train``.
     """
     locations = [one for one in ((data,) if isinstance(data, str) else data or ()) if one]
     choices = []
@@ -106,7 +107,7 @@ def default_run(recipe: str, data: "Locations | None", *, unnamed: str, suffix: 
 
 
 def _recorded_data(folder: Path) -> list[str]:
-    """The places of the images of the run, the comparison or the chain in a folder; ``[""]``: there is none."""
+    """The locations of the images of the run, comparison or chain in a folder; ``[""]`` if there is none."""
     from matrix_ssl.runs.files import read_json
 
     for name, *keys in (("config.json", "data", "source"), ("plan.json", "base", "data", "source")):

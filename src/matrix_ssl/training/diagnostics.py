@@ -1,4 +1,4 @@
-"""What to watch while a self-supervised encoder trains, and when to say that it is collapsing."""
+"""What to monitor while a self-supervised encoder trains, and when to report that it is collapsing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ NAMES = (
     "effective_rank", "matrix_entropy", "effective_rank_projection", "spread_projection", "teacher_similarity",
 )  # fmt: skip
 _FEW_DIRECTIONS = 3.0
-_ROWS = 512  # of a batch whose kernels ``information`` compares: they are n x n
-_SHRUNK = 0.1  # of the spread in the first line
+_ROWS = 512  # rows of a batch whose n x n kernels ``information`` compares
+_SHRUNK = 0.1  # relative to the spread in the first line
 WINDOW = 5  # lines of metrics that must agree
 
 
 def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Spectral summary of a batch.
+    """A spectral summary of a batch.
 
     Args:
-        features: (n, k), of the encoder, for the batch of all processes.
+        features: (n, k), the encoder's, for the batch of all processes.
         student, teacher: (n, d), outputs of the two branches for opposite views.
 
     Returns:
         Scalars: ``effective_rank`` (1 to k) and ``matrix_entropy`` (nats, 0 to log k) of the features' covariance
-        scaled to trace one, ``effective_rank_projection`` of the student's, ``spread_projection``, the root mean square
-        of the standard deviations of its d entries, ``teacher_similarity``, the mean cosine of the two branches. And
-        the eigenvalues of the features, in descending order, summing to one.
+        scaled to trace one; ``effective_rank_projection`` of the student's; ``spread_projection``, the root mean square
+        of the standard deviations of its d entries; ``teacher_similarity``, the mean cosine of the two branches. Then
+        the eigenvalues of the features' covariance, in descending order, summing to one.
     """
     eigenvalues = spectrum(features)
     entropy = shannon_entropy(eigenvalues)
@@ -46,11 +46,11 @@ def describe(features: Tensor, student: Tensor, teacher: Tensor) -> tuple[dict[s
 
 
 def information(x: Tensor, y: Tensor) -> dict[str, float]:
-    """What the cosine kernels of two sets of vectors (n, d) and (n, e) of the same images share.
+    """The information that the cosine kernels of two sets of vectors (n, d) and (n, e) of the same images share.
 
     Returns:
         ``mir``, the matrix mutual information ratio (S₁ + S₂ - S₁₂) / min(S₁, S₂), and ``hdr``, the matrix entropy
-        difference ratio |S₁ - S₂| / max(S₁, S₂), in [0, 1], of at most 512 rows.
+        difference ratio |S₁ - S₂| / max(S₁, S₂), in [0, 1], from at most 512 rows.
 
     Raises:
         MatrixError: an element is not finite, or the numbers of rows differ.
@@ -66,11 +66,11 @@ def information(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What goes wrong in the newest lines of metrics and what to try, as "KIND: sentence"; empty while all is well.
+    """What is wrong in the newest lines of metrics and what to try, as "KIND: sentence"; empty while all is well.
 
     Args:
-        history: lines of ``metrics.jsonl``, oldest first, of which the first and the newest ``WINDOW`` matter. Fewer
-            than that do not suffice to detect a collapse.
+        history: lines of ``metrics.jsonl``, oldest first, of which the first and the newest ``WINDOW`` matter. With
+            fewer lines, a collapse cannot be detected.
     """
     found = []
     recent = history[-WINDOW:]
@@ -113,17 +113,17 @@ def alarms(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a diagnostic has succeeded: JSON has null for what has not."""
+    """Whether a diagnostic succeeded: in JSON, one that failed is null."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def is_finite(*values: Tensor) -> Tensor:
-    """A boolean scalar: every element of every tensor is finite."""
+    """A boolean scalar: whether every element of every tensor is finite."""
     return torch.stack([torch.isfinite(value).all() for value in values]).all()
 
 
 def is_bad(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """A boolean scalar: the loss, or the norm of a gradient, is not finite. Few operations, and none waits."""
+    """A boolean scalar: whether the loss or a gradient's norm is not finite. Few operations, and none waits."""
     norms = torch._foreach_norm(list(gradients))
     values = torch.stack([loss.detach().to(norms[0].dtype), *norms]) if norms else loss.detach()
     return (values - values).ne(0).any()  # infinity and NaN minus themselves are NaN

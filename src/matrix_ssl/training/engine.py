@@ -1,8 +1,9 @@
 """The training loop of pre-training, of the protocols that train, and of detection.
 
 Every random number of a step is a function of the seed, the step and the process, so the state of a training is its
-tensors and the number of steps done: one that was killed ends with the same bits as one that was not (same machine,
-same number of processes). All processes decide alike, and a step whose loss or gradient is not finite leaves no trace.
+tensors and the number of completed steps: a training that was killed and resumed is identical bit for bit to one that
+was not (same machine, same number of processes). All processes decide alike, and a step whose loss or gradient is not
+finite leaves no trace.
 """
 
 import contextlib
@@ -28,17 +29,17 @@ from matrix_ssl.training.diagnostics import is_bad, is_finite
 from matrix_ssl.training.optim import drop_encoder_gradients, load_state, set_learning_rate
 from matrix_ssl.training.task import Batch, Line, Output, Task
 
-_SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, where checkpoints follow epochs
-_FEW_SKIPPED = 10  # unreadable images that no dataset is refused for
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0  # at least, if checkpoints follow epochs
+_FEW_SKIPPED = 10  # unreadable images that any dataset may have
 
 
 class Engine(Generic[Batch, Output]):
-    """Trains a task from its newest checkpoint to its last step.
+    """Trains a task from its newest checkpoint to the last step.
 
     Args:
         task: what to train; the engine advances it.
         folder: for checkpoints, metrics and the list of unreadable images; claimed for this task by the main process.
-        loggers: names of what also gets the lines of metrics, keys of ``runs.loggers.LOGGERS``.
+        loggers: names of loggers that also receive the lines of metrics, keys of ``runs.loggers.LOGGERS``.
     """
 
     def __init__(self, task: Task[Batch, Output], folder: Path, *, loggers: Collection[str] = ()):
@@ -46,18 +47,18 @@ class Engine(Generic[Batch, Output]):
         self.forward = task.module
         self.kept = KeptBuffers(task.module)
         self.metrics: MetricsWriter | None = None  # of the main process
-        self.signal = 0  # the number of one that any process has received
+        self.signal = 0  # the number of a signal that any process has received
         self.bad_in_a_row = 0
-        self.saved = 0.0  # when, by the monotonic clock
+        self.saved = 0.0  # time of the last checkpoint, by the monotonic clock
         self.is_fresh = True  # there was no checkpoint
-        self.ahead: Ahead[Batch] | None = None  # the batches, where the next one is begun before a step has ended
+        self.ahead: Ahead[Batch] | None = None  # the batches; the next one may be begun before a step ends
         self.reads_ahead = task.device.type != "cpu"
 
     def run(self) -> None:
-        """Resumes, and trains to the last step.
+        """Resumes and trains to the last step.
 
         Raises:
-            Interrupted: a signal came; a checkpoint has been written.
+            Interrupted: a signal arrived; a checkpoint has been written.
             Diverged: too many steps in a row, or the weights, are not finite.
         """
         try:
@@ -71,7 +72,7 @@ class Engine(Generic[Batch, Output]):
                 self.metrics.close(finished=self.task.is_last)
 
     def train(self) -> None:
-        """The loop, from the step that the task is at."""
+        """The training loop, from the task's current step."""
         task, total = self.task, self.task.plan.total_steps
         self.forward = distributed.wrap(task.module)
         task.train_mode()
@@ -108,12 +109,12 @@ class Engine(Generic[Batch, Output]):
                     raise Interrupted(self.signal, after=f" after step {task.step}")
 
     def resume(self) -> None:
-        """Loads the newest checkpoint, if there is one, and drops what was written after it."""
+        """Loads the newest checkpoint, if there is one, and discards what was written after it."""
         task = self.task
         checkpoint, problems = checkpoints.load_newest(self.folder)
         for problem in problems:
             task.display.say(f"Warning: {problem} Resuming from the checkpoint before it.")
-        if checkpoint is not None:  # it holds everything, those of the start included
+        if checkpoint is not None:  # it holds everything, including the weights of the start
             checkpoints.load_strictly(task.module, checkpoint.model, f"The checkpoint of step {checkpoint.step}")
             try:
                 load_state(task.optimizer, checkpoint.optimizer)
@@ -148,7 +149,7 @@ class Engine(Generic[Batch, Output]):
         self.save()
 
     def read(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """This process's batches of the steps from ``start`` to ``stop`` - 1; notes images that cannot be read."""
+        """This process's batches for the steps from ``start`` to ``stop`` - 1; notes images that cannot be read."""
         with contextlib.closing(self.task.batches(start, stop)) as batches:
             while True:
                 with distributed.alone():
@@ -160,7 +161,7 @@ class Engine(Generic[Batch, Output]):
                 yield batch
 
     def note_unreadable(self, images: Sequence[tuple[str, str]]) -> None:
-        """Adds images, where and why, to ``skipped.jsonl``, each once; all of the dataset where they are too many."""
+        """Adds images, where and why, to ``skipped.jsonl``, each once; if too many, adds all and raises DataError."""
         task, plan = self.task, self.task.plan
         self.list_skipped(images)
         if len(task.skipped) <= most_unreadable(plan.images, plan.max_unreadable):
@@ -173,7 +174,7 @@ class Engine(Generic[Batch, Output]):
         )  # fmt: skip
 
     def list_skipped(self, images: Iterable[tuple[str, str]]) -> None:
-        """Adds images to ``skipped.jsonl``, each once, and takes note of those that other processes have added."""
+        """Adds images to ``skipped.jsonl``, each once, and reads those that other processes have added."""
         new = {where: why for where, why in images if where not in self.task.skipped}
         shared = bool(new) and distributed.world_size() > 1
         if shared:
@@ -182,15 +183,15 @@ class Engine(Generic[Batch, Output]):
             if where not in self.task.skipped:
                 self.task.skipped[where] = why
                 append_line(self.folder / SKIPPED, {"where": where, "why": why})
-        if shared:  # whichever process is the last to add some has all
+        if shared:  # the last process to add some has all
             self.task.skipped |= self.read_skipped()
 
     def read_skipped(self) -> dict[str, str]:
-        """All images in ``skipped.jsonl``: where, why."""
+        """All images in ``skipped.jsonl``: where and why."""
         return {line["where"]: line["why"] for line in read_lines(self.folder / SKIPPED)}
 
     def update(self, batch: Batch, received: Sequence[int] = ()) -> Output | None:
-        """One step, not counted; None if its loss or gradient was not finite in any process and it has been undone."""
+        """One step, not counted; None if its loss or gradient was not finite in any process, and it has been undone."""
         task = self.task
         seed_torch(task.plan.seed, task.step)
         self.kept.keep()
@@ -209,20 +210,20 @@ class Engine(Generic[Batch, Output]):
         return output
 
     def differentiate(self, batch: Batch) -> Output | None:
-        """Forward and backward; None when the outputs are so far from finite that there is no loss."""
+        """Forward and backward; None if the outputs are so far from finite that there is no loss."""
         self.task.optimizer.zero_grad()
         try:
             output = self.task.compute(self.forward, batch)
-        except torch.linalg.LinAlgError:  # how eigenvalue routines answer NaN
+        except torch.linalg.LinAlgError:  # how eigenvalue routines react to NaN
             return None
         output.loss.backward()
         return output
 
     def agree(self, output: Output | None, received: Sequence[int]) -> bool:
-        """Whether the step is finite in all processes; notes a signal that any of them has received.
+        """Whether the step is finite in all processes; notes a signal that any of them received.
 
-        A GPU gets the views of the next step to compute before the answer is waited for: when it comes, there is work
-        in the queue, and the optimizer and the next forward are queued behind it.
+        A GPU is given the next step's views to compute before we wait for the answer. When the answer arrives, work is
+        still queued, and the optimizer and the next forward are queued behind it.
         """
         number = received[0] if received else 0
         answer = Transfer(self.flags(output, number))
@@ -234,7 +235,7 @@ class Engine(Generic[Batch, Output]):
         return not bad
 
     def flags(self, output: Output | None, number: int) -> torch.Tensor:
-        """On the device: whether the step is bad in any process, and, of several, the number of a signal."""
+        """On the device: whether the step is bad in any process and, with several processes, the number of a signal."""
         if output is None:
             bad = torch.ones((), dtype=torch.bool, device=self.task.device)
         else:
@@ -244,7 +245,7 @@ class Engine(Generic[Batch, Output]):
         return distributed.maximum(torch.stack([bad.to(torch.int64), bad.new_full((), number, dtype=torch.int64)]))
 
     def count_bad_step(self) -> None:
-        """Warns that the step just done has been undone, or ends the training."""
+        """Warns that the step just completed has been undone, or ends the training."""
         task = self.task
         task.counters["bad_steps"] += 1
         if self.bad_in_a_row >= task.plan.max_bad_steps:
@@ -255,14 +256,14 @@ class Engine(Generic[Batch, Output]):
         task.display.say(f"Warning: skipped step {task.step}: loss or gradient is not finite.")
 
     def write_line(self, output: Output) -> Line | None:
-        """Writes the line of metrics of the step just done."""
+        """Writes the line of metrics for the step just completed."""
         line = self.task.describe(output, self.metrics.history if self.metrics is not None else History())
         if line is not None and self.metrics is not None:
             self.metrics.write(line)
         return line
 
     def call_back(self, line: Line | None) -> None:
-        """Passes a new line to the task's callback; where that raises, saves a checkpoint first."""
+        """Passes a new line to the task's callback; if that raises, saves a checkpoint before the error propagates."""
         failure: BaseException | None = None
         try:
             if line is not None and self.task.callback is not None:
@@ -274,7 +275,7 @@ class Engine(Generic[Batch, Output]):
             raise failure or TrainingError(f"The callback failed in the main process after step {self.task.step}.")
 
     def is_checkpoint_due(self) -> bool:
-        """Whether the plan asks for a checkpoint after the step just done."""
+        """Whether the plan asks for a checkpoint after the step just completed."""
         plan = self.task.plan
         if self.task.step in plan.kept_steps():
             return True
@@ -285,7 +286,7 @@ class Engine(Generic[Batch, Output]):
         return bool(distributed.broadcast_object(time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS))
 
     def save(self) -> None:
-        """Writes a checkpoint; raises Diverged where weights, or statistics of BatchNorm, are not finite."""
+        """Writes a checkpoint; raises Diverged if weights or BatchNorm statistics are not finite."""
         task = self.task
         kept = {name: tensor for name, tensor in task.module.state_dict().items() if tensor.is_floating_point()}
         if not is_finite(*task.module.parameters()):
@@ -303,7 +304,7 @@ class Engine(Generic[Batch, Output]):
 
 
 class Ahead(Generic[Batch]):
-    """Batches in order, of which the next one may be begun early; an error of it comes when it is asked for."""
+    """Batches in order, the next of which may be begun early; an error in it is raised when it is asked for."""
 
     def __init__(self, batches: Iterator[Batch]):
         self._batches = batches
@@ -311,12 +312,12 @@ class Ahead(Generic[Batch]):
         self._error: BaseException | None = None
 
     def begin(self) -> None:
-        """Computes the next batch, so far as a device needs to be told."""
+        """Computes the next batch, as far as a device needs to be told to."""
         if self._begun or self._error is not None:
             return
         try:
             self._begun.append(next(self._batches))
-        except BaseException as error:  # the end of the batches is one, too
+        except BaseException as error:  # including StopIteration
             self._error = error
 
     def __iter__(self) -> "Ahead[Batch]":
@@ -331,7 +332,7 @@ class Ahead(Generic[Batch]):
 
 
 class KeptBuffers:
-    """The buffers of a module as they were before a step, in memory that the next step uses again."""
+    """The buffers of a module as they were before a step, in memory that is reused at the next step."""
 
     def __init__(self, module: torch.nn.Module):
         self._module = module
@@ -339,7 +340,7 @@ class KeptBuffers:
         self._copies: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
 
     def keep(self) -> None:
-        """Copies the buffers that the module has now."""
+        """Copies the module's current buffers."""
         self._kinds = {}
         for buffer in self._module.buffers():
             self._kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
@@ -351,7 +352,7 @@ class KeptBuffers:
                 self._copies[kind] = [buffer.clone() for buffer in buffers]
 
     def restore(self) -> None:
-        """Gives the buffers that were kept the values that they had."""
+        """Restores the values of the buffers that were kept."""
         for kind, buffers in self._kinds.items():
             torch._foreach_copy_(buffers, self._copies[kind])
 
@@ -362,7 +363,7 @@ def seed_torch(seed: int, step: int) -> None:
 
 
 def most_unreadable(images: int, part: float) -> int:
-    """How many images may be unreadable: ten, which happens by accident, or a part of all."""
+    """How many images may be unreadable: ten, which may happen by accident, or a fraction of all if that is more."""
     return max(_FEW_SKIPPED, math.floor(part * images + 1e-9))  # 0.29 * 100 is 28.999999999999996
 
 

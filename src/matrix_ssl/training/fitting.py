@@ -1,7 +1,7 @@
-"""What a pre-training without a recipe chooses: start, network, image size, batch and epochs for folder and machine.
+"""What a pre-training without a recipe uses: start, network, image size, batch and epochs for folder and machine.
 
-The rules are ``fit``; ``docs/images.md`` has them as a table. They aim at a run that ends within an hour or so on a CPU
-and that trains long enough on a GPU; each value is a setting, so that ``--set`` replaces it.
+The rules are in ``fit``, and as a table in ``docs/images.md``. They aim at a run that ends within an hour or so on a
+CPU and that trains long enough on a GPU. Each value is a setting, which ``--set`` overrides.
 """
 
 import time
@@ -26,12 +26,12 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.folder import CONFIG, read_config
 
 ON_CPU, ON_GPU = "images_small", "images"  # recipes
-FEW = 500  # images, below which an encoder from scratch learns little
+FEW = 500  # number of images below which an encoder learns little from scratch
 _KEYS = ("start.reference", "network.encoder", "data.image_size", "batch_size", "epochs")
 _GIB = 2**30
-_SAMPLED = 16  # images that are opened for their size
-_PROBE = 32  # images of the batch that is timed
-_OVERHEAD = 1.25  # heads, loss, views and optimizer over the encoder's own time; measured on CPUs
+_SAMPLED = 16  # images that are opened to find their size
+_PROBE = 32  # images in the batch that is timed
+_OVERHEAD = 1.25  # time with heads, loss, views and optimizer, relative to the encoder alone; measured on CPUs
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Fit:
 
     recipe: str
     values: Mapping[str, Any]  # by the names of settings
-    remark: str  # a warning; empty: none
+    remark: str  # a warning, or empty
 
 
 def fit(folder: Folder, machine: Machine, *, has_weights: bool) -> Fit:
-    """The settings of a first run.
+    """Chooses the settings of a first run.
 
     Args:
-        has_weights: whether published weights of torchvision's ResNets may be used: they are in the cache, or may be
+        has_weights: whether torchvision's published ResNet weights may be used because they are in the cache or may be
             downloaded.
     """
     n = folder.images
@@ -92,7 +92,7 @@ def fit(folder: Folder, machine: Machine, *, has_weights: bool) -> Fit:
 
 
 def base_recipe(device: str, run: Path | None) -> str:
-    """The recipe whose other settings hold: that of a run that exists, else by the device."""
+    """The recipe for all other settings: that of an existing run, else by the device."""
     if run is not None and (run / CONFIG).exists():
         return read_config(run).recipe
     return ON_CPU if devices.choose_device(device).type == "cpu" else ON_GPU
@@ -107,11 +107,11 @@ def fitted(
     run: Path | None,
     download: bool,
 ) -> tuple[RunConfig, list[str], str]:
-    """A run with what ``fit`` chooses for images and device, the names of the settings that it chose, and a remark.
+    """A run with the choices of ``fit`` for images and device, the names of the settings chosen, and a remark.
 
     Args:
-        chosen: names of the settings of the user, which stay.
-        run: the folder of the run; where it holds one, that one's choice stays. None: start over.
+        chosen: names of the settings that the user chose, which are kept.
+        run: the folder of the run; if it holds one, that run's choice is kept. None: start over.
         download: published weights may be downloaded.
 
     Raises:
@@ -137,9 +137,9 @@ def fitted(
 
 
 def expected_seconds(config: RunConfig, device: torch.device) -> float:
-    """How long a run will about take: the time of a batch through a copy of the encoder, forward and backward, scaled.
+    """About how long a run will take, extrapolated from forward and backward of a batch through a copy of the encoder.
 
-    The random numbers of the caller stay as they are.
+    The caller's random state is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         encoder, _ = initialise_encoder(config)
@@ -162,12 +162,12 @@ def expected_seconds(config: RunConfig, device: torch.device) -> float:
     passes = 1 + (1 / 3 if issubclass(find_method(config.method.name), TeacherMethod) else 0)
     each = min(seconds) / count * views * passes * _OVERHEAD
     total = min(config.data.images, config.data.subset or config.data.images)
-    seen = total // config.batch_size * config.batch_size  # the rest of an epoch is not seen in it
+    seen = total // config.batch_size * config.batch_size  # an incomplete last batch is dropped
     return each * seen * config.epochs / distributed.world_size()
 
 
 def describe(config: RunConfig, names: Collection[str], seconds: float) -> str:
-    """One line on what was chosen and how long the run will about take."""
+    """One line on what was chosen and about how long the run will take."""
     values = dict(configuration.flatten(configuration.to_dict(config)))
     listed = ", ".join(f"{name}={values[name]}" for name in names) or "nothing"
     return (
@@ -177,7 +177,7 @@ def describe(config: RunConfig, names: Collection[str], seconds: float) -> str:
 
 
 def _batch(images: int, largest: int, processes: int) -> int:
-    """At least four steps an epoch where that leaves 16 images or more; a power of two, or all images of a few."""
+    """At least four steps per epoch if that leaves 16 images or more; a power of two, or all images if they are few."""
     size = min(largest, max(2 ** int(np.log2(max(images // 4, 1))), min(16, images)))
     return max(size - size % processes, min(processes, images), 2)
 

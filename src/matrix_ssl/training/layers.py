@@ -1,7 +1,7 @@
-"""How deep every parameter of an encoder lies, and the groups in which deeper ones learn faster.
+"""The depth of every parameter of an encoder, and parameter groups in which deeper ones learn faster.
 
 A depth is a stage of a ResNet, a block of any other network that is a sequence of blocks, and otherwise a child of the
-module. What stands before the first of them, such as class tokens and positions, has depth 0, and a norm has the depth
+module. Whatever precedes the first of them, such as class tokens and positions, has depth 0, and a norm has the depth
 of what it follows.
 """
 
@@ -28,10 +28,10 @@ def depths(encoder: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def layerwise(groups: Iterable[dict[str, Any]], encoder: nn.Module, *, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with those of the encoder apart, marked ``encoder``.
+    """Parameter groups in which the encoder's parameters are separate and marked ``encoder``.
 
-    The heads keep their ``rate``, the deepest part of the encoder gets ``layer_decay`` times it, and every part above
-    ``layer_decay`` times that of the part that follows.
+    The heads keep their ``rate``, the deepest part of the encoder gets ``layer_decay`` times it, and every earlier part
+    gets ``layer_decay`` times the rate of the part that follows.
 
     Args:
         groups: as ``Method.parameter_groups`` gives them.
@@ -65,7 +65,7 @@ def _units(module: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
 
 
 def _descend(module: nn.Module) -> nn.Module:
-    """The module itself, or the only child, of a child and so on, that has all parameters."""
+    """The module itself or, recursively, its only child with parameters if that holds all of them."""
     children = [child for child in module.children() if next(child.parameters(), None) is not None]
     if len(children) == 1 and not list(module.parameters(recurse=False)):
         return _descend(children[0])

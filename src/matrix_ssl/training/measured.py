@@ -1,4 +1,4 @@
-"""Settings of the images that are measured when a run starts: channels, range of values, mean and deviation."""
+"""Data settings that are measured when a run starts: channels, range of values, mean and standard deviation."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -20,11 +20,11 @@ _MEASURED = ("value_range", "mean", "std")  # settings of the data; empty: measu
 def with_statistics(
     config: RunConfig, source: Source, *, run: Path | None, say: Callable[[str], None]
 ) -> tuple[RunConfig, Source]:
-    """A run with channels, range, mean and deviation measured where they are empty, and its images read by them.
+    """A run with channels, range, mean and deviation measured where they are empty, and its images read accordingly.
 
     Args:
         config: with the digest of its images, as ``identify_data`` returns it.
-        run: its folder; where that holds the same run, what was measured then is used. None: it is new.
+        run: its folder; if that holds the same run, what was measured then is reused. None: the run is new.
         say: called with a sentence on what was measured.
 
     Raises:
@@ -56,10 +56,10 @@ def with_statistics(
 
 
 def keeping_channels(config: RunConfig, data: Data | None, *, chosen: Collection[str]) -> RunConfig:
-    """A run on an array of other images than colours of 8 bits keeps its channels, with mean and deviation measured.
+    """Keeps the channels of an array that does not hold 8-bit colour images, with mean and deviation to be measured.
 
     Args:
-        chosen: dotted keys of settings that stay as they are.
+        chosen: dotted keys of settings that are not changed.
     """
     source = data.train() if isinstance(data, Splits) else None
     if not isinstance(source, ArraySource) or config.data.channels:
@@ -70,7 +70,7 @@ def keeping_channels(config: RunConfig, data: Data | None, *, chosen: Collection
 
 
 def views_remark(config: RunConfig) -> str:
-    """Which changes of the views are for colours and so left out, in words; empty where none is."""
+    """A sentence on augmentations that are left out because they are for colours; empty if there are none."""
     changes = [name for name in _COLOUR_CHANGES if any(getattr(view, name) for view in config.views)]
     if len(config.data.mean) == 3 or not changes:
         return ""
@@ -82,7 +82,7 @@ def views_remark(config: RunConfig) -> str:
 
 
 def _measured(statistics: Statistics) -> str:
-    """What was measured, in words."""
+    """A sentence on what was measured."""
     mean, std = (", ".join(f"{each:.3g}" for each in values) for values in (statistics.mean, statistics.std))
     flat = ", ".join(str(1 + channel) for channel in statistics.constant)
     warning = f" Warning: without differences between pixels: channel {flat}." if flat else ""

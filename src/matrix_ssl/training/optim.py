@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedule of a pre-training run."""
+"""Optimizers and the learning-rate schedule of a pre-training run."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-_WAYS = ("fused", "foreach", "capturable")  # of computing the same step; each optimizer has some
+_WAYS = ("fused", "foreach", "capturable")  # ways of computing the same step; each optimizer has some of them
 
 
 def build_optimizer(
@@ -20,12 +20,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters.
 
-    Weight decay reaches all parameters with SGD and AdamW, as in the published code; LARS exempts biases and BatchNorm.
-    On a GPU a step is a few operations over all parameters, whatever their number.
+    With SGD and AdamW, weight decay applies to all parameters, as in the published code; LARS exempts biases and
+    BatchNorm. On a GPU a step takes a few operations over all parameters, whatever their number.
 
     Args:
-        momentum: of SGD and LARS; AdamW has its own.
-        groups: parameter groups, such as ``Method.parameter_groups`` gives; default: one group.
+        momentum: for SGD and LARS; AdamW has its own.
+        groups: parameter groups, such as those of ``Method.parameter_groups``; default: a single group.
     """
     trainable: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
     kept = [group for group in (trainable if groups is None else groups) if group["params"]]
@@ -39,17 +39,17 @@ def build_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts back what ``state_dict`` gave, on this device or another, with moments in the layout of their parameters.
+    """Restores a ``state_dict``, on this device or another, with moments in the memory layout of their parameters.
 
-    A file holds them in the order of their indices, and convolutions have their channels last. Fused optimizers
-    refuse different layouts on a GPU, and on a CPU take the numbers of one for those of the other. Which of its ways of
-    computing an optimizer takes is not loaded: that is a matter of the device.
+    A file holds moments in the order of their indices, while convolution weights are channels-last. Fused optimizers
+    refuse different layouts on a GPU, and on a CPU mistake the numbers of one for those of the other. How an optimizer
+    computes its step (fused, foreach) is not loaded, since that depends on the device.
 
     Raises:
-        ValueError, LookupError, TypeError, RuntimeError: the state is not one of this optimizer.
+        ValueError, LookupError, TypeError, RuntimeError: the state does not belong to this optimizer.
     """
     ways = [{name: group[name] for name in _WAYS if name in group} for group in optimizer.param_groups]
-    if len(ways) == len(state["param_groups"]):  # else the line below says what is wrong
+    if len(ways) == len(state["param_groups"]):  # otherwise the line below reports what is wrong
         state = state | {"param_groups": [group | way for group, way in zip(state["param_groups"], ways, strict=True)]}
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
@@ -59,13 +59,13 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling: SGD whose step of every weight is proportional to the norm of that weight.
+    """Layer-wise adaptive rate scaling: SGD in which every weight's step is proportional to that weight's norm.
 
         g ← gradient + weight_decay · w,   g ← trust · ‖w‖/‖g‖ · g,   m ← momentum · m + g,   w ← w - lr · m
 
     Biases and the parameters of BatchNorm (one dimension or none) get neither decay nor scaling, as in the
     self-supervised methods that use it; those of a group marked ``scale_vectors`` get both, as in the published linear
-    evaluations. Where a norm is zero there is no scaling.
+    evaluations. If a norm is zero, there is no scaling.
 
     Args:
         params: parameters, or groups of them.
@@ -102,7 +102,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        """The step of some parameters, in few operations over all of them and without waiting for the device."""
+        """Updates some parameters in a few operations over all of them, without waiting for the device."""
         scaled = [i for i, p in enumerate(parameters) if p.ndim > 1 or group.get("scale_vectors", False)]
         if scaled:
             weights = [parameters[i] for i in scaled]
@@ -134,7 +134,7 @@ def set_learning_rate(
     """Sets the rate of every parameter group, times the group's own ``rate`` if it has one.
 
     Args:
-        value: of the schedule.
+        value: the rate of the schedule.
         held: rate of groups marked ``constant``, such as the peak once the warm-up is over; default: ``value``.
         encoder: a further factor for groups marked ``encoder``.
     """
@@ -144,7 +144,7 @@ def set_learning_rate(
 
 
 def drop_encoder_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the next step leave groups marked ``encoder`` alone: no change, no decay, no momentum."""
+    """Makes the next step leave groups marked ``encoder`` unchanged: no update, no decay, no momentum."""
     for group in optimizer.param_groups:
         if group.get("encoder", False):
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""Pre-training: the loss of a self-supervised method, and what its metrics, summary and encoder hold."""
+"""Pre-training: the loss of a self-supervised method, and the contents of its metrics, summary and encoder."""
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -27,8 +27,8 @@ from matrix_ssl.training.task import Line, Task, TrainingPlan
 
 T = TypeVar("T")
 
-_FAILURES = (MatrixSSLError, RuntimeError, ValueError, ArithmeticError)  # of what only looks at a training
-_SPECTRA = 6  # moments of a run at which the whole spectrum is kept
+_FAILURES = (MatrixSSLError, RuntimeError, ValueError, ArithmeticError)  # in code that only observes a training
+_SPECTRA = 6  # times during a run at which the whole spectrum is kept
 _ADVICE = (
     "Lower the learning rate (--set optimizer.learning_rate=...), lengthen the warm-up (--set "
     "optimizer.warmup_epochs=...) or train in float32 (--set precision=float32), with --fresh."
@@ -38,8 +38,8 @@ _ADVICE = (
 class PreTraining(Task[Batch, StepOutput]):
     """The pre-training of an encoder by a method.
 
-    The observer's numbers join the lines of metrics, and the time of its ``observe`` does not count as training. It
-    sees the features of the main process alone.
+    The observer's numbers are added to the lines of metrics, and the time of its ``observe`` does not count as
+    training. It sees only the features of the main process.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class PreTraining(Task[Batch, StepOutput]):
         super().__init__(method, optimizer, plan, display=display)
         self.config, self.method, self.loader, self.source, self.precision = config, method, loader, source, precision
         self.events = {name: torch.zeros((), device=self.device) for name in method.counters}
-        self.measures_information = False  # whether lines have MIR and HDR of the two branches
-        self.follow: Callable[[nn.Module, int], None] | None = None  # called with the encoder where a spectrum is kept
-        self._alarmed: set[str] | None = None  # kinds of alarms that the user knows
+        self.measures_information = False  # whether lines contain MIR and HDR of the two branches
+        self.follow: Callable[[nn.Module, int], None] | None = None  # called with the encoder when a spectrum is kept
+        self._alarmed: set[str] | None = None  # kinds of alarms already reported to the user
 
     def train(self, run: Path, *, loggers: Collection[str] = ()) -> dict[str, Any]:
-        """Trains the run in a claimed folder from its newest checkpoint to the end; writes encoder and summary."""
+        """Trains the run in a claimed folder from its newest checkpoint to the end, and writes encoder and summary."""
         Engine(self, run, loggers=loggers).run()
         summary = self.summarise(run)
         if distributed.is_main():
@@ -87,7 +87,7 @@ class PreTraining(Task[Batch, StepOutput]):
         return summary
 
     def summarise(self, run: Path) -> dict[str, Any]:
-        """What ``summary.json`` holds after the last step."""
+        """The content of ``summary.json`` after the last step."""
         return {
             "run": identity(run),
             "recipe": self.config.recipe,
@@ -134,7 +134,7 @@ class PreTraining(Task[Batch, StepOutput]):
         return output
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:
-        """Moves the teacher, counts events and lets the observer learn."""
+        """Updates the teacher, counts events and lets the observer learn."""
         self.method.after_step((self.step + 1) / self.plan.total_steps)
         for name, count in self.events.items():
             count += output.terms[name]
@@ -142,7 +142,7 @@ class PreTraining(Task[Batch, StepOutput]):
             self.observer.learn(output.features.detach(), batch.indices)
 
     def is_logged(self) -> bool:
-        """Every ``log_every`` steps, at the last one, and where a spectrum or an observation is due."""
+        """Every ``log_every`` steps, at the last one, and when a spectrum or an observation is due."""
         regular = self.step % self.config.log_every == 0 or self.is_last
         return regular or self._is_moment(_SPECTRA - 1) or self._is_moment(self.observer.moments)
 
@@ -177,7 +177,7 @@ class PreTraining(Task[Batch, StepOutput]):
                 line |= self._look(self.observer.observe)
             if (follow := self.follow) and self._is_moment(_SPECTRA - 1):
                 self._look(lambda encoder: follow(encoder, self.step))
-        except _FAILURES as error:  # what only looks at a training does not end it
+        except _FAILURES as error:  # failed observations do not end a training
             failures.append(f"Failed observation: {str(error) or type(error).__name__}.")
         line |= self._alarms(line, history, failures)
         if self._is_moment(_SPECTRA - 1):
@@ -202,7 +202,7 @@ class PreTraining(Task[Batch, StepOutput]):
         self.counters |= {name: count for name, count in counters.items() if name not in self.events}
 
     def _alarms(self, line: Line, history: History, failures: Sequence[str]) -> Line:
-        """Alarms, reported to the user the first time that one of their kind is raised."""
+        """Alarms, reported to the user the first time that one of a kind is raised."""
         if self._alarmed is None:
             self._alarmed = set(history.alarms)
         start = 1 if history and history.first[0]["step"] == 0 else 0
@@ -229,7 +229,7 @@ class PreTraining(Task[Batch, StepOutput]):
 
 @contextmanager
 def compilation() -> Iterator[None]:
-    """A block in which ``torch.compile`` may fail: then ConfigError says so, and why."""
+    """A block in which a failure of ``torch.compile`` becomes a ConfigError that gives the reason."""
     from torch._dynamo.exc import TorchDynamoException  # slow to import, and only compiled runs need it
 
     try:
@@ -243,9 +243,9 @@ def compilation() -> Iterator[None]:
 
 
 def _read(named: dict[str, Tensor], rows: tuple[Tensor, Tensor, Tensor]) -> tuple[dict[str, Any], list[float], str]:
-    """Scalars as numbers with those of ``diagnostics.describe``, its eigenvalues and why it failed, read at once.
+    """Scalars as numbers, with those of ``diagnostics.describe``, its eigenvalues and its failure, in one transfer.
 
-    Where it failed, its numbers are None.
+    If it failed, its numbers are None.
     """
     eigenvalues, failure = rows[0].new_zeros(0), ""
     try:

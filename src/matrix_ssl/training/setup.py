@@ -27,19 +27,19 @@ from matrix_ssl.training.pretraining import PreTraining
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """The configuration with every option of its method filled in and checked, to be written and compared whole."""
+    """The configuration with every option of its method filled in and checked, to be recorded and compared whole."""
     method = find_method(config.method.name)
     options = complete_options(method, config.method.options)
     return dataclasses.replace(config, method=dataclasses.replace(config.method, options=options))
 
 
 def use_method(config: RunConfig, name: str, *, papers: bool = True) -> RunConfig:
-    """The run with a different method, a name or the path of a Python file.
+    """The run with a different method, given by name or as the path of a Python file.
 
-    Of the recipe's options, those that the new method has as well are kept, such as the widths of the projector, and it
-    gets those that the recipe has for other methods, such as the momentum of a teacher. A
-    recipe that follows papers, such as ``imagenet``, gets the values of the new method's paper instead, unless
-    ``papers`` is false, as where methods are compared. The views are those that ``Method.choose_views`` makes of them.
+    The new method keeps those of the recipe's options that it has as well, such as the widths of the projector, and
+    takes those that the recipe has for other methods, such as the momentum of a teacher. With a recipe that follows
+    papers, such as ``imagenet``, the run takes the values of the new method's paper instead, unless ``papers`` is
+    false, as when methods are compared. ``Method.choose_views`` adapts the views.
     """
     if name == config.method.name:
         return config
@@ -63,13 +63,13 @@ def identify_data(config: RunConfig, source: Source) -> RunConfig:
 
 
 def settle_precision(config: RunConfig, device: torch.device, *, recorded: str | None) -> RunConfig:
-    """The run with the precision that ``auto`` becomes when it starts: bfloat16 where the device has it, else float32.
+    """Resolves the precision ``auto`` when a run starts: bfloat16 if the device supports it, else float32.
 
-    A run that exists keeps its own, whatever ``auto`` means here, so that it goes on with the same bits.
+    An existing run keeps its own, whatever ``auto`` means here, so that it continues bit for bit.
 
     Args:
-        recorded: the precision in the folder of the run; None: there is none. ``auto`` is of an earlier version, in
-            which that was float32 on CPUs, and stays in the folder.
+        recorded: the precision in the run's folder, None if there is no run. ``auto`` is from an earlier version, in
+            which it meant float32 on CPUs, and stays in the folder.
     """
     asked = config.precision
     if recorded == "auto":
@@ -108,11 +108,11 @@ def prepare(
     display: Display,
     start: Mapping[str, Tensor] | None = None,
 ) -> PreTraining:
-    """Builds everything that a run needs and writes nothing.
+    """Builds everything that a run needs, without writing anything.
 
     Args:
-        start: every tensor of the method before the first step, as ``training.start`` gives them; None: those of its
-            initialisation, or of a checkpoint.
+        start: every tensor of the method before the first step, from ``training.start``; None: those of its
+            initialisation or of a checkpoint.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -152,14 +152,14 @@ def prepare(
 
 
 def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = None) -> Method:
-    """The method of a run with freshly initialised networks, a function of the configuration.
+    """The method of a run with freshly initialised networks, determined by the configuration.
 
     Args:
-        weights: of the encoder, instead of those of its initialisation; a teacher is a copy of it.
+        weights: for the encoder, instead of its initialisation; a teacher is a copy of it.
 
     Raises:
         CheckpointError: the weights do not match.
-        ConfigError: the encoder or the views are not what the method needs.
+        ConfigError: the encoder or the views do not meet the method's needs.
     """
     encoder, feature_dim = initialise_encoder(config)
     if weights is not None:
@@ -173,7 +173,7 @@ def build_method(config: RunConfig, *, weights: Mapping[str, Tensor] | None = No
 
 
 def compile_networks(method: Method, *, backend: str = "inductor") -> None:
-    """Compiles encoder and projector, those of a teacher as well, at their first forward; names of tensors stay.
+    """Compiles encoder and projector, also a teacher's, at their first forward; tensor names do not change.
 
     Args:
         backend: of ``torch.compile``.
@@ -185,7 +185,7 @@ def compile_networks(method: Method, *, backend: str = "inductor") -> None:
 
 
 def _save_memory(method: Method, config: RunConfig) -> None:
-    """Lets encoders compute a batch in parts, or their blocks again; ConfigError where that is not the same step."""
+    """Makes encoders compute a batch in parts or recompute blocks; ConfigError if that would change the step."""
     parts = f"batch_parts={config.batch_parts}"
     if config.compile and (config.batch_parts > 1 or config.recompute_blocks):
         saving = parts if config.batch_parts > 1 else "recompute_blocks=true"
@@ -209,7 +209,7 @@ def _save_memory(method: Method, config: RunConfig) -> None:
 
 
 def check_tokens(method: type[Method], encoder: nn.Module, config: RunConfig) -> None:
-    """Raises ConfigError where a method needs an encoder with tokens and that of the run has none."""
+    """Raises ConfigError if a method needs an encoder with tokens and the run's encoder has none."""
     if method.needs_tokens and not networks.has_tokens(encoder):
         size = config.data.image_size
         patches = f" --set network.patch_size={max(1, size // 8)}" if size <= networks.SMALL_IMAGE else ""
@@ -220,7 +220,7 @@ def check_tokens(method: type[Method], encoder: nn.Module, config: RunConfig) ->
 
 
 def _check_views(method: Method, config: RunConfig) -> None:
-    """Raises ConfigError where a method cannot take the number of views of a run, or its encoder their sizes."""
+    """Raises ConfigError if a method cannot take the number of views of a run, or its encoder their sizes."""
     count = sum(view.count for view in config.views)
     if count < method.least_views:
         raise ConfigError(
@@ -252,7 +252,7 @@ def _check_views(method: Method, config: RunConfig) -> None:
 
 
 def _check_frozen(config: RunConfig) -> None:
-    """Raises ConfigError where the encoder never learns."""
+    """Raises ConfigError if the encoder would never learn."""
     frozen, epochs = config.optimizer.frozen_epochs, config.epochs
     if frozen > 0 and frozen >= epochs:
         raise ConfigError(
@@ -278,5 +278,5 @@ def _prepare_torch(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not config.deterministic
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with this only
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
             torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""Weights that a pre-training starts from: the settings that follow from them, and the networks that they fill."""
+"""Weights that a pre-training starts from: the settings that follow from them, and the networks they initialise."""
 
 import dataclasses
 import re
@@ -27,34 +27,34 @@ _FOLLOWING = (
     *(f"network.{field.name}" for field in dataclasses.fields(NetworkConfig)),
     *("data.image_size", "data.mean", "data.std", "data.crop_fraction"),
 )
-_RATE = 0.1  # of the recipe's
+_RATE = 0.1  # times the recipe's learning rate
 
 
 @dataclass(frozen=True)
 class Start:
     """A run that starts from weights."""
 
-    config: RunConfig  # with all that follows from the weights
-    tensors: dict[str, Tensor] | None  # every tensor of the method; None: the run has a checkpoint that holds them
+    config: RunConfig  # with everything that follows from the weights
+    tensors: dict[str, Tensor] | None  # every tensor of the method; None: the run's checkpoint holds them
     text: str  # for the first line
 
 
 def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None, download: bool = False) -> Start:
-    """Opens the weights ``config.start.reference`` and fills the networks of a run with them.
+    """Opens the weights ``config.start.reference`` and loads them into the networks of a run.
 
-    The encoder and the teacher's get the weights of the reference, strictly. Where that is a run of the same method and
-    widths, its heads are those of its newest checkpoint; else they are at their initialisation. A teacher equals its
+    The encoder and the teacher's encoder strictly get the weights of the reference. If that is a run of the same method
+    and widths, the heads are those of its newest checkpoint; otherwise they are newly initialised. A teacher equals its
     student.
 
     Args:
-        config: complete, of the recipe and the user.
+        config: the complete settings of the recipe and the user.
         chosen: dotted keys of the settings that the user has chosen; the others may follow from the weights.
-        run: the folder of the run: with a checkpoint in it, the reference need not exist any more. None: start over.
+        run: the folder of the run; if it has a checkpoint, the reference need no longer exist. None: start over.
         download: fetch published weights that the local cache lacks.
 
     Raises:
         CheckpointError: the weights are missing, damaged or do not match completely.
-        ConfigError: a setting of the user does not fit the weights.
+        ConfigError: a user's setting does not fit the weights.
     """
     reference = config.start.reference
     config = _defaults(config, chosen)
@@ -76,7 +76,7 @@ def start_from(config: RunConfig, *, chosen: Collection[str], run: Path | None, 
 
 
 def _open(config: RunConfig, chosen: Collection[str], *, download: bool) -> Opened:
-    """The encoder of the reference, with the options of other commands in its errors as the settings that they are."""
+    """The encoder of the reference; errors name settings instead of the options of other commands."""
     architecture = config.network.encoder if "network.encoder" in chosen else None
     reference, data = config.start.reference, config.data
     try:
@@ -93,7 +93,7 @@ def _open(config: RunConfig, chosen: Collection[str], *, download: bool) -> Open
 
 
 def _defaults(config: RunConfig, chosen: Collection[str]) -> RunConfig:
-    """The settings of a recipe for weights that have learned already, chosen on held-out images (``LOG.md``)."""
+    """The recipe's settings adjusted to pre-trained weights, as chosen on held-out images (``LOG.md``)."""
     if read_where(config.start.reference).kind == RANDOM:
         return config
     optimizer = config.optimizer
@@ -117,7 +117,7 @@ def _recorded(config: RunConfig, run: Path | None, error: MatrixSSLError) -> Run
 
 
 def _follow(config: RunConfig, weights: RunConfig, chosen: Collection[str]) -> RunConfig:
-    """A run with the network and the images of the weights, but for the settings that the user has chosen."""
+    """A run with the weights' network and image settings, except those that the user has chosen."""
     theirs = dict(configuration.flatten(configuration.to_dict(weights)))
     if architectures.is_resnet(weights.network.encoder) and weights.network.stem == "auto":
         theirs["network.stem"] = "small" if weights.data.image_size <= networks.SMALL_IMAGE else "standard"
@@ -130,7 +130,7 @@ def _follow(config: RunConfig, weights: RunConfig, chosen: Collection[str]) -> R
 
 
 def _check(config: RunConfig, opened: Opened, chosen: Collection[str]) -> None:
-    """Raises ConfigError where settings of the user make the encoder a different network than that of the weights."""
+    """Raises ConfigError if the user's settings make the encoder a different network from that of the weights."""
     ours, theirs = (dict(configuration.flatten(configuration.to_dict(each))) for each in (config, opened.config))
     different = [key for key in _FOLLOWING if key in chosen and ours[key] != theirs[key]]
     if not different:
@@ -149,7 +149,7 @@ def _structure(encoder: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
 
 
 def _load_heads(method: Method, config: RunConfig, opened: Opened) -> bool:
-    """Loads the heads of the run that the weights are from, if its method and widths are the same."""
+    """Loads the heads of the run that the weights come from, if its method and widths are the same."""
     run = _run(opened)
     if run is None or not is_same_method(run, opened.config.method.name, config.method.name):
         return False
@@ -169,12 +169,12 @@ def _heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _run(opened: Opened) -> Path | None:
-    """The run folder that an encoder is from; None: it is from elsewhere."""
+    """The run folder that an encoder comes from; None if it does not come from a run."""
     return opened.where.path if opened.where.kind == PATH and opened.where.path.is_dir() else None
 
 
 def _sha256(opened: Opened) -> str:
-    """Of the file that the encoder was read from."""
+    """The SHA-256 of the file that the encoder was read from."""
     run = _run(opened)
     if opened.sha256 is not None or run is None:
         return opened.sha256 or ""

@@ -1,4 +1,4 @@
-"""What the engine asks of a training: what is trained, what a step computes, what a line of metrics holds."""
+"""The interface of the engine: what is trained, what a step computes, and what a line of metrics holds."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.metrics import History
 
-Line = dict[str, Any]  # of ``metrics.jsonl``
+Line = dict[str, Any]  # one line of ``metrics.jsonl``
 
 
 class AnyBatch(Protocol):
@@ -24,7 +24,7 @@ class AnyBatch(Protocol):
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
-        """The images that were replaced because they cannot be read: where, why."""
+        """The images that were replaced because they cannot be read: where and why."""
 
 
 class AnyOutput(Protocol):
@@ -49,25 +49,26 @@ class TrainingPlan:
     total_steps: int
     warmup_steps: int = 0  # after them, parameter groups marked ``constant`` keep their learning rate
     checkpoint_every: int = 0  # steps; 0: at the end of an epoch, at most once a minute
-    keep_checkpoints: int = 0  # how many, spread evenly over the training, stay beside the newest two
+    keep_checkpoints: int = 0  # how many, spread evenly over the training, are kept besides the newest two
     steps_per_epoch: int = 1
-    saves_start: bool = False  # a checkpoint before the first step, of weights that came from elsewhere
+    saves_start: bool = False  # a checkpoint before the first step, if the weights are not newly initialised
     max_bad_steps: int  # steps in a row with a loss or gradient that is not finite before the training stops
-    advice: str  # what the user can do against them
-    max_unreadable: float = 0.01  # part of the images that may be unreadable, beyond a few
-    unreadable_option: str = ""  # the option of it, up to its value; empty: there is none
+    advice: str  # what the user can do about them
+    max_unreadable: float = 0.01  # fraction of the images that may be unreadable; a few always may
+    unreadable_option: str = ""  # the option for that, up to its value; empty: there is none
 
     def kept_steps(self) -> set[int]:
-        """The steps after which a checkpoint is written that stays."""
+        """The steps after which a permanent checkpoint is written."""
         return {math.ceil(self.total_steps * i / self.keep_checkpoints) for i in range(1, self.keep_checkpoints + 1)}
 
 
 class Observer:
-    """Base class: an observer that sees nothing. It gets detached tensors; ``learn`` must not draw from PyTorch's
-    global generator, ``observe`` may.
+    """Base class of observers, which observes nothing.
+
+    Observers get detached tensors. ``learn`` must not draw from PyTorch's global generator; ``observe`` may.
 
     Attributes:
-        moments: number of calls of ``observe`` during a training, the first step not counted.
+        moments: number of calls of ``observe`` during a training, not counting the first step.
     """
 
     moments = 5
@@ -80,15 +81,15 @@ class Observer:
         return {}
 
     def observe(self, encoder: nn.Module) -> dict[str, float]:
-        """Numbers for the line of metrics at a moment; the encoder is in evaluation mode, without gradients."""
+        """Numbers for a line of metrics; the encoder is in evaluation mode, without gradients."""
         return {}
 
     def observe_start(self, encoder: nn.Module) -> dict[str, float]:
-        """Numbers about weights that are trained further, as ``observe``, before the first step."""
+        """Like ``observe``, before the first step, about pre-trained weights."""
         return {}
 
     def verdict(self) -> list[str]:
-        """What the numbers since the start say at the end of the training, as alarms, "KIND: sentence"."""
+        """Conclusions at the end of the training from the numbers since its start, as alarms, "KIND: sentence"."""
         return []
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -96,21 +97,21 @@ class Observer:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from such a state."""
+        """Resumes from a ``state_dict``."""
 
 
 class Task(ABC, Generic[Batch, Output]):
-    """The state of a training between two steps, and what one step of it is.
+    """The state of a training between two steps, and the definition of a step.
 
     Args:
-        module: what is trained and saved, at its initialisation, on its device.
+        module: the module to train and save, initialised and on its device.
 
     Attributes:
         step: number of completed steps.
-        counters: plain numbers that a checkpoint keeps.
-        skipped: images that cannot be read: where, why.
-        observer: its state joins the checkpoints.
-        callback: called by the main process with a copy of every new line of metrics; what it raises ends the
+        counters: plain numbers that are saved in checkpoints.
+        skipped: images that cannot be read: where and why.
+        observer: its state is saved in checkpoints.
+        callback: called by the main process with a copy of every new line of metrics; an exception in it ends the
             training after a checkpoint.
     """
 
@@ -126,50 +127,50 @@ class Task(ABC, Generic[Batch, Output]):
         self.observer = Observer()
 
     def train_mode(self) -> None:
-        """Puts every layer into the mode in which it is trained."""
+        """Puts every layer into its mode for training."""
         self.module.train()
 
     def find_unreadable(self) -> Iterable[tuple[str, str]]:
-        """All images of the dataset that cannot be read: where, why; to name them at once before a training ends."""
+        """All unreadable images of the dataset, where and why, to name them all at once before a training ends."""
         return ()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """This process's batches of the steps from ``start`` to ``stop`` - 1."""
+        """This process's batches for the steps from ``start`` to ``stop`` - 1."""
 
     @abstractmethod
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, from 0; a parameter group may carry a factor ``rate``."""
+        """The learning rate of a step, counted from 0; a parameter group may have a factor ``rate``."""
 
     def encoder_rate(self, step: int) -> float:
-        """A factor of the learning rate of parameter groups marked ``encoder``; 0: a step leaves them alone."""
+        """A factor for the learning rate of parameter groups marked ``encoder``; 0: a step leaves them unchanged."""
         return 1.0
 
     @abstractmethod
     def compute(self, forward: nn.Module, batch: Batch) -> Output:
-        """The loss of a batch. ``forward`` is the module, under DistributedDataParallel with several processes."""
+        """The loss of a batch. ``forward`` is the module, in DistributedDataParallel with several processes."""
 
     def after_step(self, batch: Batch, output: Output) -> None:
         """Called after the weights have changed, before the step is counted."""
 
     @abstractmethod
     def is_logged(self) -> bool:
-        """Whether the step just done gets a line of metrics."""
+        """Whether the step just completed gets a line of metrics."""
 
     @abstractmethod
     def describe(self, output: Output, history: History) -> Line | None:
-        """The line of metrics of the step just done; every process calls it, and that of the main one counts.
+        """The line of metrics for the step just completed; every process calls it, and the main process's is used.
 
         Args:
-            history: what is remembered of the earlier lines, on the main process.
+            history: what is remembered of earlier lines, on the main process.
         """
 
     def describe_start(self) -> Line | None:
-        """The line of metrics of step 0, where there is one; the main process alone calls it."""
+        """The line of metrics for step 0, if there is one; only the main process calls it."""
         return None
 
     def terms(self, output: Output) -> tuple[str, ...]:
-        """Names in a line of metrics that the display shows beside the loss."""
+        """Names in a line of metrics that the display shows next to the loss."""
         return ()
 
     def saved_counters(self) -> dict[str, float]:
@@ -177,7 +178,7 @@ class Task(ABC, Generic[Batch, Output]):
         return self.counters
 
     def load_counters(self, counters: dict[str, float]) -> None:
-        """Continues from counters of a checkpoint."""
+        """Continues from a checkpoint's counters."""
         self.counters |= counters
 
     @property
@@ -186,7 +187,7 @@ class Task(ABC, Generic[Batch, Output]):
         return self.step == self.plan.total_steps
 
     def images_per_second(self) -> float:
-        """Mean over the training so far, of all processes together."""
+        """The mean over the training so far, for all processes together."""
         return self.step * self.plan.batch_size / max(self.counters["seconds"], 1e-9)
 
 
@@ -204,12 +205,12 @@ class Clock:
         self._mark = now
 
     def restart(self) -> None:
-        """Begins to count now."""
+        """Starts counting from now."""
         self._mark = _now()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """A block whose time does not count."""
+        """A block whose time is not counted."""
         before = _now()
         yield
         after = _now()

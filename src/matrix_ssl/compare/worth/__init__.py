@@ -1,1 +1,1 @@
-"""Was it worth it? A public encoder used as it is, adapted, and pre-training from scratch, at several label counts."""
+"""Was it worth it? A public encoder as is, adapted, and pre-training from scratch, at several label counts."""

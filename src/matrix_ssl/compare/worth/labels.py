@@ -1,4 +1,4 @@
-"""Which training images keep their labels: a few of every class, parts of every class, or all, drawn by the seed."""
+"""Chooses the training images that keep their labels: a few or a fraction of every class, or all, drawn by seed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from matrix_ssl.data import Source
 from matrix_ssl.evaluate.probes.low_shot import draw_labelled
 from matrix_ssl.evaluate.trained.label_subsets import store, stratified
 
-_SHOTS, _PARTS = (1, 5, 10), (1, 10)  # of every class: images, and percent
+_SHOTS, _PARTS = (1, 5, 10), (1, 10)  # per class: images, and percent
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class Budget:
 
     key: str  # in files
     text: str  # in sentences
-    images: tuple[NDArray[np.int64], ...]  # by seed: rising indices into the training images
+    images: tuple[NDArray[np.int64], ...]  # by seed: increasing indices into the training images
 
     @property
     def count(self) -> int:
-        """Labelled images of all classes together."""
+        """The number of labelled images of all classes together."""
         return len(self.images[0])
 
 
 def budgets(source: Source, seeds: int) -> tuple[list[Budget], list[str]]:
-    """The numbers of labels that differ for this dataset, fewest first, and why others are left out.
+    """The distinct numbers of labels for this dataset, fewest first, and why others are left out.
 
-    The subsets are functions of labels and seed, so that all arms get the same ones; all classes have labels.
+    The subsets depend only on labels and seed, so all arms get the same ones; all classes have labels.
 
     Raises:
         DataError: the images have no labels, or a class has no image.
@@ -61,7 +61,7 @@ def budgets(source: Source, seeds: int) -> tuple[list[Budget], list[str]]:
 
 
 def keep(folder: Path, source: Source, budget: Budget) -> None:
-    """Writes the labelled images of every seed as lists of names that ``matrix-ssl evaluate --label-list`` takes."""
+    """Writes the labelled images of every seed as lists of names for ``matrix-ssl evaluate --label-list``."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, images in enumerate(budget.images):
         store(folder / f"{budget.key}-seed-{seed}.txt", source, images)

@@ -1,4 +1,4 @@
-"""The one evaluation on the test images: what every arm predicts, at every number of labels and for every seed."""
+"""The single evaluation on the test images: every arm's predictions, for every number of labels and every seed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -26,22 +26,22 @@ from matrix_ssl.evaluate.probes.linear import fit_logistic_regression, scale_of
 from matrix_ssl.evaluate.probes.penalty import PENALTIES, choose_penalty
 from matrix_ssl.runs.files import read_object, write_atomically, write_json
 
-_FEW = 10  # labels a class up to which the penalty is that of the low-shot protocol: held-out images are too few
+_FEW = 10  # labels per class up to which the low-shot protocol's penalty is used: too few to hold images out
 _PENALTY = 1.0
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an arm with one seed says about the test images, and what it cost."""
+    """What an arm with one seed predicts for the test images, and what it cost."""
 
-    predicted: Mapping[str, NDArray[np.int64]]  # by key of a budget: (m,)
+    predicted: Mapping[str, NDArray[np.int64]]  # by a budget's key: (m,)
     images: NDArray[np.int64]  # (m,), which test images
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path, *, question: str) -> None:
-        """Writes the predictions, and then the facts beside them, which say that they are complete.
+        """Writes the predictions, and then the facts next to them, which mark them as complete.
 
-        Both carry the question, what distinguishes these answers from others.
+        Both carry the ``question``, which identifies these answers.
         """
         arrays: dict[str, Any] = {**self.predicted, "_images": self.images, "_question": np.array(question)}
         write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
@@ -49,7 +49,7 @@ class Answers:
 
     @staticmethod
     def read(path: Path, *, question: str) -> "Answers | None":
-        """What ``write`` wrote; None where it did not end, and RunFolderError where it is damaged or of others."""
+        """What ``write`` wrote; None if incomplete, RunFolderError if damaged or for a different question."""
         facts, file = path.with_suffix(".json"), path.with_suffix(".npz")
         if not facts.exists():
             return None
@@ -67,7 +67,7 @@ class Answers:
 
 
 def path_of(folder: Path, arm: Arm, seed: int) -> Path:
-    """Where the answers of an arm are, without an ending."""
+    """The path of an arm's answers, without a suffix."""
     return folder / f"{arm.key}-seed-{seed}"
 
 
@@ -75,9 +75,9 @@ def features(
     network: nn.Module, train: Source, test: Source, data: DataConfig, folder: Path,
     *, fingerprint: str, device: torch.device, refuse: Callable[..., None],
 ) -> tuple[Features, Features, dict[str, float]]:  # fmt: skip
-    """Features of the training and of the test images and the seconds they took; the same call resumes.
+    """Features of the training and test images, and the seconds they took; the same call resumes.
 
-    ``refuse`` is ``evaluate.unreadable.refuse_many`` with all but its first two arguments.
+    ``refuse`` is ``evaluate.unreadable.refuse_many`` with all except its first two arguments.
     """
     taken, seconds = [], {}
     for split, source in (("train", train), ("test", test)):
@@ -96,19 +96,19 @@ def classify(
     train: Features, test: Features, budgets: list[Budget], classes: int,
     *, seed: int, costs: Mapping[str, float], known: Answers | None = None,
 ) -> Answers:  # fmt: skip
-    """The predictions of a linear classifier on frozen features at every number of labels.
+    """The predictions of a linear classifier on frozen features for every number of labels.
 
-    Features are standardised by all training images, whose labels are not needed for it. The penalty is the best on a
-    held-out fifth of the labelled images, of those at most their number, above which the
-    biases alone decide; it is 1, as in the low-shot protocol, with at most 10 labels a class.
+    Features are standardised with all training images, which needs no labels. The penalty is the best on a held-out
+    fifth of the labelled images, among penalties up to the number of labelled images, above which only the biases
+    matter. With at most 10 labels per class it is 1, as in the low-shot protocol.
 
     Args:
         costs: the seconds that the features took.
-        known: the answers of seed 0 on the same features; with the same labelled images they are the same.
+        known: the answers of seed 0 on the same features, which hold for any seed with the same labelled images.
     """
     x, x_test = train.vectors[""], test.vectors[""]
     scale = scale_of(x)
-    row_of = {int(image): row for row, image in enumerate(train.indices)}  # images that cannot be read have none
+    row_of = {int(image): row for row, image in enumerate(train.indices)}  # unreadable images have none
     predicted, penalties, seconds = {}, {}, {}
     for budget in budgets:
         if known is not None and np.array_equal(budget.images[seed], budget.images[0]):
@@ -131,6 +131,6 @@ def classify(
 
 
 def right(answers: Answers, test: Source, budget: str) -> Tensor:
-    """Whether the answers are right, float64 (m,)."""
+    """Whether the answers are right, as float64 (m,)."""
     labels = test.labelled()[0][answers.images]
     return torch.from_numpy((answers.predicted[budget] == labels).astype(np.float64))

@@ -1,7 +1,7 @@
-"""What is compared: the arms, the numbers of labels, and the settings that all arms share.
+"""What is compared: the arms, the numbers of labels and the settings that all arms share.
 
-An arm is a network and how it is used: ``frozen``, with a linear classifier on its features, or ``tuned``, trained
-further as a whole with the labels. Every arm gets the same labelled images, and every start the same training.
+An arm is a network and how it is used: ``frozen``, with a linear classifier on its features, or ``tuned``, fine-tuned
+as a whole with the labels. Every arm gets the same labelled images, and every start the same training.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ STARTS: tuple[Network, ...] = ("random", "public", "adapted", "scratch")  # of f
 
 @settings
 class TuningSettings:
-    """How a network is trained with labels: the same for every start and every number of labels.
+    """How a network is trained with labels, the same for every start and every number of labels.
 
-    In step t of T, from 0, a rate is its first value times (1 + cos(π t / T)) / 2.
+    In step t of T, counted from 0, a rate is its initial value times (1 + cos(π t / T)) / 2.
     """
 
     steps: PositiveInt = 300  # at least, and rounded up to whole epochs
@@ -43,12 +43,12 @@ class TuningSettings:
     view: ViewConfig = ViewConfig(crop_scale=(0.5, 1.0), flip=0.5)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where there is no candidate."""
+        """Raises ConfigError if there are no candidates."""
         if not (self.gentle_rates or self.rates):
             raise ConfigError("gentle_rates=none, rates=none: give the rates of one candidate or more.")
 
     def for_labels(self, count: int, fewest: int) -> list[FineTune]:
-        """The trainings to choose from on ``count`` labelled images, of which a class has at least ``fewest``."""
+        """The candidate trainings on ``count`` labelled images, of which every class has at least ``fewest``."""
         size = min(self.batch_size, count)
         one = FineTune(
             optimizer="sgd", epochs=-(-self.steps // (count // size)), batch_size=size, momentum=self.momentum,
@@ -64,24 +64,24 @@ class TuningSettings:
 
 @dataclass(frozen=True)
 class Arm:
-    """A network and its use."""
+    """A network and how it is used."""
 
     network: Network
     use: Use
 
     @property
     def key(self) -> str:
-        """Its name in files."""
+        """The arm's name in files."""
         return f"{self.network}_{self.use}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the numbers; ``plan.json`` in the folder."""
+    """Everything that determines the results; ``plan.json`` in the folder."""
 
     base: RunConfig  # of the pre-training from scratch, complete; its seed is replaced
     adapted: RunConfig  # of the pre-training that starts from the public encoder
-    reference: str  # where that is
+    reference: str  # where that encoder is
     sha256: str
     own_size: int  # pixels, of the images of the public encoder
     seeds: int
@@ -90,17 +90,17 @@ class Plan:
 
     @property
     def arms(self) -> list[Arm]:
-        """Frozen ones first."""
+        """All arms, frozen ones first."""
         small: list[Network] = ["public_small"] if self.own_size != self.base.data.image_size else []
         frozen: list[Network] = ["pixels", "random", "public", *small, *PRETRAINED]
         return [*(Arm(name, "frozen") for name in frozen), *(Arm(name, "tuned") for name in STARTS)]
 
     def pretraining(self, network: Network, seed: int) -> RunConfig:
-        """The settings of a run without labels, and of the random network, which is its initialisation."""
+        """The settings of a run without labels, whose initialisation is the random network."""
         return dataclasses.replace(self.adapted if network == "adapted" else self.base, seed=seed)
 
 
 def make_plan(base: RunConfig, adapted: RunConfig, *, sha256: str, own_size: int, **rest: Any) -> Plan:
-    """A plan in which all that we train has the network and the images of ``adapted``."""
+    """A plan in which everything that is trained has the network and the images of ``adapted``."""
     base = dataclasses.replace(base, network=adapted.network, data=adapted.data, start=StartConfig())
     return Plan(base, adapted, adapted.start.reference, sha256, own_size, **rest)

@@ -1,4 +1,4 @@
-"""The whole of it: trains what is missing, evaluates all arms once, and keeps ``worth.json`` up to date."""
+"""The whole procedure: trains what is missing, evaluates all arms once, and keeps ``worth.json`` up to date."""
 
 import contextlib
 import dataclasses
@@ -54,7 +54,7 @@ class Images:
 
     @staticmethod
     def open(plan: Plan, *, data_root: Path | None, download: bool) -> "Images":
-        """Opens them without reading any; ConfigError where they have no labels."""
+        """Opens the images without reading any; ConfigError if they have no labels."""
         data = plan.base.data
         train = splits.open_training_part(data, data_root=data_root, download=download)
         whole = splits.open_test_part(data, data_root=data_root, download=download)
@@ -64,7 +64,7 @@ class Images:
         return Images(train, test, held_out)
 
     def describe(self) -> dict[str, Any]:
-        """What ``worth.json`` holds of them."""
+        """The description of the images in ``worth.json``."""
         return {
             "name": self.train.name, "train": len(self.train), "test": len(self.test),
             "classes": len(self.train.labelled()[1]), "held_out": self.held_out,
@@ -73,7 +73,7 @@ class Images:
 
 
 def _settings(config: RunConfig) -> set[str]:
-    """The dotted keys of all settings: those of the plan stay as they are when a run is started from the weights."""
+    """The dotted keys of all settings, so that a run started from weights keeps those of the plan."""
     return {key for key, _ in configuration.flatten(configuration.to_dict(config))}
 
 
@@ -88,7 +88,7 @@ class WorthRun:
 
     Args:
         public: the public encoder with its own images.
-        command: what the user typed, for the page.
+        command: the command line to show on the page.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class WorthRun:
         return seeds * (len(PRETRAINED) + len(STARTS) * len(self.budgets) + arms)
 
     def claim(self) -> None:
-        """Makes the folder, whose lock this process holds, one of this plan on these images.
+        """Makes the folder, whose lock this process holds, belong to this plan on these images.
 
         Raises:
-            RunFolderError: it is one of a different plan, or has results on other images.
+            RunFolderError: it belongs to a different plan, or has results on other images.
         """
         claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
         if not (self.out / RESULTS).exists():
@@ -124,7 +124,7 @@ class WorthRun:
             )
 
     def run(self) -> dict[str, Any]:
-        """Does what is missing, and returns the content of ``worth.json``; the page is written however it ends."""
+        """Does what is missing and returns the content of ``worth.json``; the page is written however this ends."""
         with contextlib.ExitStack() as stack:
             self.write()
             stack.callback(write_worth, self.out)
@@ -210,7 +210,7 @@ class WorthRun:
             self._note(f"{start}, trained with {budget.text}, seed {seed}", result)
 
     def _evaluate_frozen(self, arm: Arm) -> None:
-        fixed = arm.network in ("pixels", "public", "public_small")  # features that no seed changes
+        fixed = arm.network in ("pixels", "public", "public_small")  # features that do not depend on the seed
         folder, taken, base = self.out / "features" / arm.key, None, self.plan.base.data
         for seed in range(self.plan.seeds):
             if self._answers(arm, seed) is None and (network := self._network(arm.network, seed)) is not None:
@@ -265,7 +265,7 @@ class WorthRun:
         return Answers.read(path, question=self._question(arm.key, seed))
 
     def _describe(self, arm: Arm, right: dict[Any, Any]) -> dict[str, Any]:
-        """What ``worth.json`` holds of an arm: accuracies over seeds and images, and the seconds that it took."""
+        """The description of an arm in ``worth.json``: accuracies over seeds and images, and seconds taken."""
         accuracy = {}
         for budget in self.budgets:
             rows = [right[key] for seed in range(self.plan.seeds) if (key := (arm, budget.key, seed)) in right]
@@ -295,7 +295,7 @@ class WorthRun:
         return rows
 
     def _data(self, network: Network) -> DataConfig:
-        """The images that a network gets when it is frozen."""
+        """The image settings for a network when it is frozen."""
         small = dataclasses.replace(self.public.data, image_size=self.plan.base.data.image_size)
         return {"public": self.public.data, "public_small": small}.get(network, self.plan.base.data)
 
@@ -306,7 +306,7 @@ class WorthRun:
         return None if encoder is None else encoder[0]
 
     def _encoder(self, network: Network, seed: int) -> tuple[nn.Module, int] | None:
-        """An encoder and the width of its features; None where its training diverged."""
+        """An encoder and the width of its features; None if its training diverged."""
         initial, width = initialise_encoder(self.plan.pretraining("scratch", seed))
         if network == "random":
             return initial, width
@@ -319,7 +319,7 @@ class WorthRun:
         return training.read_result(self._folder(network, seed), question=self._question(network, seed))
 
     def _question(self, *parts: Any) -> str:
-        """What distinguishes a training or an evaluation of this plan from all others."""
+        """Identifies a training or an evaluation of this plan."""
         runs = [configuration.identifying(one) for one in (self.plan.base, self.plan.adapted)]
         return fingerprint(*parts, *runs, self.plan.sha256, dataclasses.asdict(self.plan.tuning))
 
@@ -337,6 +337,6 @@ class WorthRun:
 
 
 def _estimate(rows: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """The mean over seeds, a row each, and test images, with its interval."""
+    """The mean over seeds, one row each, and test images, with its interval."""
     values = np.stack(rows)
     return {"mean": float(values.mean()), **crossed_interval(values)._asdict()}

@@ -1,4 +1,4 @@
-"""The trainings: without labels from the public encoder and from scratch, and with labels from every start."""
+"""Trainings without labels, from the public encoder and from scratch, and with labels, from every start."""
 
 import dataclasses
 import shutil
@@ -31,10 +31,10 @@ _TRAINING = "training"  # the folder of a training with labels that has not ende
 
 
 def read_result(folder: Path, *, question: str) -> dict[str, Any] | None:
-    """What a training that has ended reports; None before.
+    """The result of a training; None if it has not ended.
 
     Raises:
-        RunFolderError: it is damaged, or that of a different training than the one of this ``question``.
+        RunFolderError: it is damaged, or is the result of a training other than that of this ``question``.
     """
     if not (path := folder / RESULT).exists():
         return None
@@ -46,14 +46,14 @@ def read_result(folder: Path, *, question: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Result:
-    """What every result has, as far as it is read here."""
+    """The fields of every result that are read here."""
 
     seconds: Number | None = None
     error: Text | None = None
 
 
 def check_question(path: Path, asked: Any, question: str) -> None:
-    """Raises RunFolderError for a file of a different training or evaluation; None, of an earlier version, is any."""
+    """Raises RunFolderError for a file of another training or evaluation; None, from an earlier version, fits any."""
     if asked not in (None, question):
         raise RunFolderError(f"{path} belongs to a different training: put its own file back, or remove it.")
 
@@ -62,13 +62,13 @@ def pretrain(
     config: RunConfig, folder: Path, source: Source,
     *, start: Mapping[str, Tensor] | None, device: torch.device, display: Display, question: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Does or resumes a pre-training and returns its cost, or ``error`` if it diverged.
+    """Runs or resumes a pre-training and returns its cost, or ``error`` if it diverged.
 
     Args:
-        folder: becomes a run folder.
+        folder: the folder, which becomes a run folder.
         source: the training images; their labels are not used.
-        start: tensors of the method before the first step; None: its initialisation.
-        question: what distinguishes this training from all others; the result carries it.
+        start: the method's tensors before the first step; None: its initialisation.
+        question: identifies this training; stored in the result.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tidy(folder)
@@ -93,7 +93,7 @@ def train_with_labels(
     encoder: nn.Module, width: int, labelled: Source, data: DataConfig, folder: Path,
     *, settings: Sequence[FineTune], device: torch.device, seed: int, question: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Does or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``.
+    """Runs or resumes a training with labels, keeps the classifier, and returns its cost, or ``error``.
 
     Result and classifier carry the ``question``.
     """
@@ -112,13 +112,13 @@ def train_with_labels(
 
 
 def remove_work(folder: Path) -> None:
-    """Deletes what a training with a result needed to be resumed, also where it was killed before it could do so."""
+    """Deletes what a finished training needed for resuming, even if it was killed before it could do so itself."""
     for name in (CHECKPOINTS, _TRAINING):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int, *, question: str) -> Classifier:
-    """The classifier that ``train_with_labels`` kept."""
+    """Loads the classifier that ``train_with_labels`` kept."""
     classifier = attach_head(encoder, width, classes, rates=(1.0, 1.0), seed=0)
     path = folder / _CLASSIFIER
     tensors, facts = read_safetensors(path)
@@ -128,11 +128,11 @@ def load_classifier(folder: Path, encoder: nn.Module, width: int, classes: int, 
 
 
 def remove_classifier(folder: Path) -> None:
-    """Deletes the weights of a classifier, whose predictions are known."""
+    """Deletes the weights of a classifier whose predictions are known."""
     (folder / _CLASSIFIER).unlink(missing_ok=True)
 
 
 def fewest(labelled: Source) -> int:
-    """Images of the class with the fewest."""
+    """The number of images in the smallest class."""
     labels, classes = labelled.labelled()
     return int(np.bincount(labels, minlength=len(classes)).min())

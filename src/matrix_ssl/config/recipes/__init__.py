@@ -1,4 +1,4 @@
-"""Recipes: one function a file that returns a complete run, with its source, command and measured result.
+"""Recipes: one function per file that returns a complete run, with its source, command and measured result.
 
 A file here needs no registration; its function is called ``recipe`` and takes no arguments.
 """
@@ -29,12 +29,12 @@ def find_recipe(name: str) -> RunConfig:
 
 
 def other_methods(name: str) -> dict[str, Any]:
-    """The options that a recipe, by ``OTHER_METHODS``, gives to methods other than its own, where they have them."""
+    """The options in a recipe's ``OTHER_METHODS``, for methods other than its own that have such options."""
     return dict(getattr(_module(name), "OTHER_METHODS", {})) if name in _names() else {}
 
 
 def follows_papers(name: str) -> bool:
-    """Whether a recipe, by ``FOLLOWS_PAPERS = True``, takes with a different method the values of its paper."""
+    """Whether a recipe, by ``FOLLOWS_PAPERS = True``, trains a different method with the values of its own paper."""
     return name in _names() and getattr(_module(name), "FOLLOWS_PAPERS", False)
 
 

@@ -2,7 +2,7 @@
 
     matrix-ssl pretrain cifar10 --data-root DATA --download
 
-The size that a CPU manages is ``cifar10_small``. ``--method matrix_ssl`` is the method of the paper.
+On a CPU, use ``cifar10_small``. ``--method matrix_ssl`` selects the paper's method.
 """
 
 import dataclasses

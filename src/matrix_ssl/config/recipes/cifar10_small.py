@@ -2,8 +2,9 @@
 
     matrix-ssl compare cifar10_small --data-root DATA
 
-Twelve minutes a run on one core with AVX-512 BF16, without it about twice as long. The widths and the teacher are those
-of ``images_small``; the learning rate is the one that most methods preferred on held-out images (``LOG.md``).
+A run takes twelve minutes on one core with AVX-512 BF16, and about twice as long without it. Widths and teacher
+momentum are those of ``images_small``; the learning rate is the one that most methods preferred on held-out images
+(``LOG.md``).
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
     matrix-ssl pretrain cifar10_vit --data-root DATA
 
-The encoder, timm's tiny vision transformer with 64 patches an image, has 5.4M parameters and sees a quarter of them.
+The encoder, timm's tiny vision transformer with 64 patches per image, has 5.4M parameters and sees a quarter of them.
 One view: a crop and a flip, as in the paper. Learning rate, weight decay and decoder are not tuned.
 """
 

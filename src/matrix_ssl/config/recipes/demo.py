@@ -1,6 +1,6 @@
 """Handwritten digits of 8x8 pixels on two CPU cores in under two minutes.
 
-Data: scikit-learn's ``load_digits``, embedded. Views: small affine and elastic deformations, gamma and noise; a flip or
+Data: scikit-learn's built-in ``load_digits``. Views: small affine and elastic deformations, gamma and noise; a flip or
 a crop would turn one digit into another.
 """
 

@@ -1,4 +1,4 @@
-"""The paper's pre-training: ResNet-50 on ImageNet, 100 epochs; 200 and 400 by ``--set epochs=200``.
+"""The paper's pre-training: ResNet-50 on ImageNet, 100 epochs; 200 or 400 with ``--set epochs=200``.
 
     torchrun --nproc-per-node 8 -m matrix_ssl pretrain imagenet --data /path/to/imagenet
 
@@ -11,7 +11,7 @@ The published objective itself is
 ``--set method.logarithm=taylor --set method.ridge=0.5 --set method.uniformity_weight=0.5`` (its script; 1 and 1 in its
 README).
 
-``--method NAME`` trains another method with the values of ITS paper, which stand in the method's file.
+``--method NAME`` trains another method with the values of ITS paper, which are in the method's file.
 
 Paper: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """

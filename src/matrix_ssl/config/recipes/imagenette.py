@@ -2,8 +2,8 @@
 
     matrix-ssl pretrain imagenette --data FOLDER
 
-FOLDER holds ``train/CLASS/*`` and ``val/CLASS/*``, or packed .npz files. ``--method matrix_ssl`` is the method of the
-paper.
+FOLDER holds ``train/CLASS/*`` and ``val/CLASS/*``, or packed .npz files. ``--method matrix_ssl`` selects the
+paper's method.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig

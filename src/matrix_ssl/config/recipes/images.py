@@ -1,9 +1,9 @@
 """Any folder of images: the default when no recipe is named.
 
-ResNet-18 at 96 pixels, small enough for one GPU in minutes and a CPU in hours; raise ``data.image_size`` and choose
-``network.encoder=resnet50`` where there is more. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and He, ICCV
-2021). The method is the one that was first where all had equal terms, on small images and a CPU
-(``docs/results/cifar10_16px.md``); ``--method matrix_ssl`` is that of the paper.
+ResNet-18 at 96 pixels, small enough to train in minutes on one GPU and in hours on a CPU; with more compute, raise
+``data.image_size`` and choose ``network.encoder=resnet50``. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and
+He, ICCV 2021). The method is the one that came first in a comparison on equal terms, on small images and a CPU
+(``docs/results/cifar10_16px.md``); ``--method matrix_ssl`` selects the paper's.
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, OptimizerConfig, RunConfig

@@ -1,9 +1,9 @@
 """Any folder of images, on a CPU: a network of 0.3M parameters at 64 pixels, minutes for ten thousand images.
 
-The features serve for looking at a collection and for few labels; for an encoder to build on, use ``images`` on a
-GPU. The method is the one that was first where all had equal terms (``docs/results/cifar10_16px.md``); ``--method
-matrix_ssl`` is that of the paper, which has no predictor here: on held-out images of Imagenette its absence was worth
-five points of linear accuracy (``LOG.md``).
+The features are meant for exploring a collection and for few labels; for an encoder to build on, use ``images`` on a
+GPU. The method is the one that came first in a comparison on equal terms (``docs/results/cifar10_16px.md``);
+``--method matrix_ssl`` selects the paper's, here without a predictor: on held-out images of Imagenette, leaving it out
+was worth five points of linear accuracy (``LOG.md``).
 """
 
 from matrix_ssl.config import DataConfig, MethodConfig, NetworkConfig, OptimizerConfig, RunConfig

@@ -2,10 +2,10 @@
 
     matrix-ssl pretrain medical --data scans --set data.value_range=-1000,400
 
-ResNet-18 at 96 pixels; channels, range, mean and deviation are measured, or the window is a setting, as above in
-Hounsfield units. Views: a body has an up and a left, so there is no flip and no turn, but small rotations, shifts and
-changes of size, as of posture; exposure and window change brightness, contrast and gamma; noise as of a smaller dose.
-Not tuned.
+ResNet-18 at 96 pixels; channels, range, mean and standard deviation are measured, or the window is set, as above in
+Hounsfield units. Views: a body has an up and a left, so there are no flips or quarter turns, but small rotations,
+shifts and changes of size, as from posture; changes of brightness, contrast and gamma, as from exposure and window; and
+noise, as from a lower dose. Not tuned.
 """
 
 import dataclasses

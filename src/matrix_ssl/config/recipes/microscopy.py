@@ -2,9 +2,10 @@
 
     matrix-ssl pretrain microscopy --data cells
 
-ResNet-18 at 96 pixels; channels, range, mean and deviation are measured. Views: there is no up, so all eight positions
-of the square; exposure and staining differ for every channel, so brightness and contrast of each on its own; a little
-blur and noise, as of focus and camera. Nothing mixes channels: each is a marker of its own. Not tuned.
+ResNet-18 at 96 pixels; channels, range, mean and standard deviation are measured. Views: there is no up, so all eight
+orientations of the square; exposure and staining differ between channels, so each changes in brightness and contrast
+independently; a little blur and noise, as from focus and camera. Nothing mixes channels: each is a separate marker. Not
+tuned.
 """
 
 import dataclasses

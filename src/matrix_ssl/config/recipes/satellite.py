@@ -2,9 +2,9 @@
 
     matrix-ssl pretrain satellite --data tiles
 
-ResNet-18 at 96 pixels; channels, range, mean and deviation are measured. Views: there is no up, so all eight positions
-of the square; sun and haze change all bands together, season and atmosphere each band a little; the ratios of the bands
-tell what is on the ground, so they stay nearly as they are. Not tuned.
+ResNet-18 at 96 pixels; channels, range, mean and standard deviation are measured. Views: there is no up, so all eight
+orientations of the square; sun and haze change all bands together, season and atmosphere each band a little; the ratios
+of the bands show what is on the ground, so they change very little. Not tuned.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Loggers: other programs that get the numbers of each line of metrics while a run trains, from the main process alone.
+"""Loggers: other programs that receive the numbers of each line of metrics during a run, from the main process only.
 
-Nothing depends on them: one that fails during the training gets no more lines, and the training goes on. A resumed run
-goes on in the same place, and no step is logged twice. Nothing tries the network unless the environment asks for it.
+Nothing depends on them: if one fails during training, it gets no more lines and the training goes on. A resumed run
+continues in the same place, and no step is logged twice. The network is used only if the environment asks for it.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def check_loggers(names: Collection[str]) -> None:
-    """Raises ConfigError for a name that is no logger, and MissingExtra where its package is not installed."""
+    """Raises ConfigError for a name that is not a logger, and MissingExtra if its package is not installed."""
     for name in names:
         if name not in LOGGERS:
             raise ConfigError(f"There is no logger {name!r}.{did_you_mean(name, LOGGERS)}")
@@ -36,7 +36,7 @@ def open_loggers(names: Collection[str], run: Path, history: Iterable[Line]) -> 
 
     Args:
         names: keys of ``LOGGERS``.
-        history: the lines so far, for what a logger has not seen of them; they can be gone through again and again.
+        history: the lines so far, for those that a logger has not seen; can be iterated over repeatedly.
 
     Raises:
         ConfigError: a logger does not start, for example because its server does not answer.

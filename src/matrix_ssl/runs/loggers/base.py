@@ -1,4 +1,4 @@
-"""What every logger is."""
+"""The interface of all loggers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-Line = dict[str, Any]  # of ``metrics.jsonl``
+Line = dict[str, Any]  # one line of ``metrics.jsonl``
 
 
 class Logger(ABC):
@@ -14,12 +14,12 @@ class Logger(ABC):
 
     Args:
         run: the run folder, claimed and locked.
-        history: the lines up to the step from which the run goes on; later it has those that were written since.
+        history: the lines up to the step from which the run continues; later, also those written since.
 
     Attributes:
-        name: what the user calls it.
-        packages: those that it needs.
-        place: where the user finds what it writes, in a sentence.
+        name: the name by which the user selects it.
+        packages: the packages that it needs.
+        place: a sentence on where the user finds what it writes.
     """
 
     name: ClassVar[str]
@@ -28,19 +28,19 @@ class Logger(ABC):
 
     @abstractmethod
     def __init__(self, run: Path, history: Iterable[Line]):
-        """Starts, or goes on where an earlier logger of this run stopped."""
+        """Starts, or continues where an earlier logger of this run stopped."""
 
     @abstractmethod
     def write(self, line: Line) -> None:
-        """Takes the next line."""
+        """Writes the next line."""
 
     @abstractmethod
     def close(self, *, finished: bool) -> None:
-        """Writes what is left; ``finished`` is false where the training stopped before its last step."""
+        """Writes what is left; ``finished`` is false if the training stopped before its last step."""
 
 
 def numbers(line: Line) -> dict[str, float]:
-    """The finite numbers of a line but its step."""
+    """The finite numbers of a line, except its step."""
     return {
         key: value
         for key, value in line.items()

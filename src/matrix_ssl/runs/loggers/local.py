@@ -30,10 +30,10 @@ class CSVLogger(Logger):
             except OSError as error:
                 raise cannot_write(self.path, error) from error
         else:
-            self._write_all()  # the history has the line already
+            self._write_all()  # the history already includes the line
 
     def close(self, *, finished: bool) -> None:
-        """Every row is written already."""
+        """Does nothing: every row has been written."""
 
     def _write_all(self) -> None:
         self._columns = ["step", *dict.fromkeys(key for line in self._history for key in numbers(line))]
@@ -48,9 +48,9 @@ class CSVLogger(Logger):
 
 
 class TensorBoardLogger(Logger):
-    """Events in ``tensorboard/``; a session writes all lines so far and hides the events of those before it.
+    """Events in ``tensorboard/``; each session writes all lines so far and hides the events of earlier sessions.
 
-    So steps that are trained again are there once, and steps without a logger, or with one that failed, are there.
+    So repeated steps appear once, and steps without a logger, or with one that failed, appear as well.
     """
 
     name = "tensorboard"

@@ -1,8 +1,8 @@
-"""Loggers of experiment trackers: Weights & Biases and MLflow.
+"""Loggers for experiment trackers: Weights & Biases and MLflow.
 
-After a kill the steps since the checkpoint are trained again, with the same numbers. A tracker cannot forget, so each
-of them is asked how far it has the run, and gets the lines after that. ``loggers.jsonl`` in the run folder remembers
-which run of the tracker it is.
+After a kill, the steps since the checkpoint are trained again, with the same numbers. A tracker cannot delete steps, so
+each one is asked for its newest step and gets the lines after that. ``loggers.jsonl`` in the run folder records the
+tracker's run.
 """
 
 import os
@@ -21,12 +21,12 @@ from matrix_ssl.runs.loggers.base import Line, Logger, numbers
 from matrix_ssl.runs.terminal import redact
 
 RECORD = "loggers.jsonl"
-_PROJECT = "matrix-ssl"  # where the environment names none
-_LONGEST_PARAMETER = 500  # characters of a parameter's value that every store of MLflow takes
+_PROJECT = "matrix-ssl"  # if the environment names none
+_LONGEST_PARAMETER = 500  # characters of a parameter's value that every MLflow store accepts
 
 
 class TrackedLogger(Logger):
-    """A logger that passes the lines on which its tracker lacks.
+    """A logger that passes on the lines that its tracker lacks.
 
     Attributes:
         run: the run folder.
@@ -36,18 +36,18 @@ class TrackedLogger(Logger):
     def __init__(self, run: Path, history: Iterable[Line]):
         self.run, self.last = run, -1
         records = read_lines(run / RECORD)
-        write_lines(run / RECORD, records)  # without a last line that a kill has cut
+        write_lines(run / RECORD, records)  # without a last line truncated by a kill
         self.start([record for record in records if record["logger"] == self.name], read_json(run / CONFIG))
         for line in history:
             self.write(line)
 
     @abstractmethod
     def start(self, records: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-        """Starts a run of the tracker, or resumes the one of the records, and sets ``last``."""
+        """Starts a run of the tracker, or resumes the one in the records, and sets ``last``."""
 
     @abstractmethod
     def log(self, values: dict[str, float], step: int) -> None:
-        """Passes the numbers of a step on."""
+        """Passes on the numbers of a step."""
 
     def remember(self, **record: Any) -> None:
         """Adds a record."""
@@ -62,8 +62,8 @@ class TrackedLogger(Logger):
 class WandbLogger(TrackedLogger):
     """A run of Weights & Biases, offline in the run folder unless WANDB_MODE says otherwise.
 
-    Each start or resume offline makes a folder of its own, and all of them are uploaded into the same run. What was in
-    the memory of a killed one is lost, so that its folder is removed and its lines are written anew.
+    Offline, each start or resume makes a separate folder, and all of them are uploaded into the same run. What a killed
+    session had in memory is lost, so its folder is removed and its lines are written again.
     """
 
     name = "wandb"
@@ -93,7 +93,7 @@ class WandbLogger(TrackedLogger):
             self.remember(session=self._session)
             self.place = f"W&B, offline. To upload: wandb sync {self.run}/wandb/offline-run-*-{identity}"
         else:
-            self.last = self._run.step - 1  # a resumed run is at its next step
+            self.last = self._run.step - 1  # a resumed run reports its next step
             self._session = ""
             self.place = f"W&B: {self._run.url or mode}"
 
@@ -107,7 +107,7 @@ class WandbLogger(TrackedLogger):
 
 
 class MLflowLogger(TrackedLogger):
-    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names, else in that of MLflow in the current folder."""
+    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names, else in MLflow's default in the current folder."""
 
     name = "mlflow"
     packages = ("mlflow",)
@@ -139,7 +139,7 @@ class MLflowLogger(TrackedLogger):
         self._client.set_terminated(self._id, status="FINISHED" if finished else "KILLED")
 
     def _create(self, settings: dict[str, Any]) -> str:
-        """A new run of the experiment, which is made where it does not exist, with the settings as its parameters."""
+        """A new run of the experiment, which is created if necessary, with the settings as its parameters."""
         from mlflow.entities import Param
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
