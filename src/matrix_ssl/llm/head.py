@@ -96,7 +96,7 @@ def find_head(model: Any) -> Any:
 
 
 def effective_rows(head: Any) -> tuple[Tensor, Tensor | None]:
-    """Rows (vocabulary, d) and bias of a head, with those of its low-rank adapters added; with gradient.
+    """Rows (vocabulary, d) and bias of a head, plus the products and biases of its low-rank adapters; with gradient.
 
     A half-precision head below an adapter becomes float32, because a small difference would be lost in the sum.
     """
