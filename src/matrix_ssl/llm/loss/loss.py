@@ -105,9 +105,9 @@ def matrix_cross_entropy_terms(
         ignore_index: the label value that does not count.
 
     Returns:
-        Scalars, in nats, the accuracy from 0 to 1; the loss is differentiable once. If all labels are ignored, they are
-        0, with gradients of 0; without ``num_items_in_batch`` this is an error on the CPU. Entropy and accuracy are
-        unweighted.
+        Scalars, in nats except the accuracy, which is 0 to 1; the loss is differentiable once. If all labels are
+        ignored, they are 0, with gradients of 0; without ``num_items_in_batch`` this is an error on the CPU. Entropy
+        and accuracy are unweighted.
 
     Raises:
         ConfigError: a number is out of its range, or a name is unknown.
