@@ -1,6 +1,6 @@
-"""Datasets of images: finding, reading, splitting and augmenting them. ``open_source`` opens one.
+"""Image datasets: finding, reading, splitting and augmenting them. ``open_source`` opens one.
 
-Names are loaded on first use: the random numbers of ``matrix_ssl.data.randomness`` need NumPy alone.
+Names are loaded on first use: the random numbers of ``matrix_ssl.data.randomness`` need only NumPy.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,9 @@
-"""Images in .tar files, such as the shards of WebDataset, read where they are, without unpacking.
+"""Images in .tar files, such as WebDataset shards, read in place without unpacking.
 
-In a shard of WebDataset the files of a sample have one name up to the first dot: beside ``0001.jpg``, the text of
-``0001.cls`` is its class, as a number or a name. Without such files the first-level folders are the classes, as in a
-folder. Only regular files count, those of the system and hidden ones do not: links and devices in an archive are
-nothing, and nothing is written anywhere. Of several files of one name the last counts, as where they are unpacked.
+In a WebDataset shard, the files of a sample have the same name up to the first dot: next to ``0001.jpg``, the text of
+``0001.cls`` is its class, as a number or a name. Without such files, the first-level folders are the classes, as in a
+folder. Only regular files count, and hidden or system files do not. Links and devices in an archive are left out, and
+nothing is written anywhere. Of several files with the same name the last one counts, as it would after unpacking.
 """
 
 import os
@@ -26,7 +26,7 @@ ENDING = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS = ".cls"
 _LONGEST_CLASS = 256  # bytes
-_MOST_DIGITS = 18  # of a label: those of 64 bits
+_MOST_DIGITS = 18  # of a label, so that it fits into 64 bits
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Archive:
 
     path: Path
     names: list[str]
-    spans: NDArray[np.int64]  # (n, 2): where each begins, and its size, in bytes
+    spans: NDArray[np.int64]  # (n, 2): start and size of each, in bytes
     labels: list[str | None]  # as in the file; None: there is none
-    has_classes: bool  # whether labels are those of .cls files, and not names of folders
-    remark: str  # on what is left out; empty where nothing is
+    has_classes: bool  # whether labels come from .cls files, not from folder names
+    remark: str  # on what is left out; empty if nothing is
 
 
 class TarSource(EncodedSource):
-    """Image files inside of archives."""
+    """Image files inside archives."""
 
     def __init__(self, name: str, archives: Sequence[Archive], *, labels: Labels, classes: Classes):
         places = Places.whole([str(one.path) for one in archives], [len(one.names) for one in archives])
@@ -57,7 +57,7 @@ class TarSource(EncodedSource):
         return content
 
     def loaded(self) -> "TarSource":
-        return self  # images in memory have lost their names
+        return self  # images in memory would lose their names
 
     def where(self, index: int) -> str:
         archive, _ = self._place(index)
@@ -84,10 +84,10 @@ class TarSource(EncodedSource):
 
 
 def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None = None) -> TarSource:
-    """Opens archives as one dataset, their images in the order of the files; they are not read.
+    """Opens archives as one dataset, with the images in the order of the files; the images are not read.
 
     Args:
-        classes: those of the training split, in which the labels of a test split are numbered.
+        classes: those of the training split, by which the labels of a test split are numbered.
 
     Raises:
         DataError: an archive is compressed, damaged or has no images, or a class is not in ``classes``.
@@ -108,7 +108,7 @@ def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive by its name; DataError for one that is compressed as a whole."""
+    """Whether a file is, by its name, an archive; DataError for one that is compressed as a whole."""
     name = path.name.lower()
     if name.endswith(COMPRESSED):
         raise DataError(f"{path} is compressed, so its images cannot be read one by one: decompress it to a .tar file.")
@@ -124,9 +124,9 @@ def _why_unlabelled(texts: Sequence[str | None]) -> str:
 def _labels(
     texts: list[str], classes: list[str] | None, where: str, *, numbered: bool
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels (n,) and the names of the classes; ``numbered``: texts that are all numbers are labels themselves.
+    """Labels (n,) and the names of the classes; if ``numbered``, texts that are all numbers are labels themselves.
 
-    Those of folders are not: a folder 2019 is one class, whatever others there are, as where it is unpacked.
+    Folder names are not: a folder 2019 is one class, whatever others there are, as it would be after unpacking.
     """
     if numbered and all(text.isdecimal() for text in texts):
         if too_long := next((text for text in texts if len(text.lstrip("0")) > _MOST_DIGITS), ""):
@@ -163,7 +163,7 @@ def _list(path: Path) -> Archive:
                     else:
                         listing.leave_out(member.name)
                 if os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("its end is missing")  # which tarfile takes for the end in silence
+                    raise tarfile.ReadError("its end is missing")  # which tarfile silently ignores
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError, tarfile.TarError) as error:
@@ -179,7 +179,7 @@ def _list(path: Path) -> Archive:
 
 
 def _sample(name: str) -> str:
-    """The name of a file up to the first dot after its folders, by which WebDataset joins files."""
+    """The name of a file up to the first dot after its folders, by which WebDataset groups files."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 

@@ -1,4 +1,4 @@
-"""An image that is an array of NumPy, in a .npy file: (h, w), (h, w, c) or (c, h, w)."""
+"""An image stored as a NumPy array in a .npy file: (h, w), (h, w, c) or (c, h, w)."""
 
 import io
 from typing import Any
@@ -16,19 +16,19 @@ _COLOURS = (1, 3)
 
 
 def is_array(content: bytes) -> bool:
-    """Whether the bytes begin as those of a .npy file do."""
+    """Whether the bytes begin like those of a .npy file."""
     return content.startswith(_MAGIC)
 
 
 def read_array(content: bytes, where: str, *, channels: int) -> NDArray[Any]:
-    """The numbers of a .npy file, (h, w, c) in the order of bytes of this machine.
+    """The numbers of a .npy file, (h, w, c) in this machine's byte order.
 
-    Which axis the channels are is seen from their number, when only one of the first and the last axis has it: it is
-    ``channels``; 1 or 3, as of colours, where that is 0; or at most 16 where it is -1.
+    The channel axis is recognised by its size, if only one of the first and the last axis has that size: ``channels``;
+    1 or 3, as for colours, if that is 0; or at most 16 if it is -1.
 
     Raises:
-        UnreadableImage: at ``where``, the file is damaged, holds no real numbers, or has a shape that is no image or
-            leaves the channels open. Pickled objects are never read.
+        UnreadableImage: at ``where``, the file is damaged, holds no real numbers, or has a shape that is not an image
+            or leaves the channel axis ambiguous. Pickled objects are never read.
     """
     with reported(content, where):
         file = io.BytesIO(content)
@@ -48,7 +48,7 @@ def read_array(content: bytes, where: str, *, channels: int) -> NDArray[Any]:
 
 
 def _channel_axis(shape: tuple[int, ...], channels: int, where: str) -> int | None:
-    """The place of the channels; None for an array (h, w)."""
+    """The axis of the channels; None for an array (h, w)."""
     if len(shape) == 2:
         return None
     ends = (0, 2) if len(shape) == 3 else ()

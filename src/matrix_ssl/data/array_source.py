@@ -1,4 +1,4 @@
-"""An array of images that are no colours of 8 bits: 1 to 16 channels, 8 or 16 bits or floating point, as in files."""
+"""An array of images other than 8-bit colours: 1 to 16 channels, 8 or 16 bits or floating point, as in files."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -37,11 +37,11 @@ class ArraySource(EncodedSource):
 
     @property
     def stored_channels(self) -> int:
-        """The channels of the array, whatever its images are read as."""
+        """The number of channels of the array, however its images are read."""
         return int(self._array.shape[3])
 
     def with_reading(self, reading: Reading) -> Source:
-        """Raises DataError where the array has other channels than are to be read."""
+        """Raises DataError if the array does not have the channels that are to be read."""
         stored = self.stored_channels
         if not reading.channels and stored not in _COLOURS:
             raise DataError(f"The array has {stored} channels, and what they are for takes three colours.")
@@ -72,10 +72,10 @@ class ArraySource(EncodedSource):
 
 
 def channels_last(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
-    """The images (n, h, w, c) of an array that is not one of colours of 8 bits; None for any other array.
+    """The images (n, h, w, c) of an array that does not hold 8-bit colours; None for any other array.
 
-    It has 16 bits and 1 or 3 channels, or 2 to 16 channels of 8 or 16 bits or floating point. The channels are the
-    second or the last axis, whichever of them alone has 1 or 3, or else at most 16.
+    It has 16 bits and 1 or 3 channels, or 2 to 16 channels of 8 or 16 bits or floating point. The channel axis is the
+    second or the last, whichever alone has size 1 or 3, or else at most 16.
     """
     array = _as_array(images)
     if array is None or not array.size:
@@ -93,7 +93,7 @@ def channels_last(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
 
 
 def _as_array(images: NDArray[Any] | torch.Tensor) -> NDArray[Any] | None:
-    """An array of unsigned numbers of 8 or 16 bits, or of floating point, in the order of bytes of this machine."""
+    """An array of unsigned 8- or 16-bit integers, or of floating point, in this machine's byte order."""
     if isinstance(images, torch.Tensor):
         if images.is_meta or images.is_complex() or images.layout != torch.strided:
             return None

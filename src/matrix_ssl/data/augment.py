@@ -1,10 +1,10 @@
-"""Random views of whole batches, with random numbers of its own for every image.
+"""Random views of whole batches, with separate random numbers for every image.
 
-All random numbers come from ``data.randomness`` at (seed, epoch, sample, view, purpose): a view does not depend on the
-batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
+All random numbers come from ``data.randomness`` at (seed, epoch, sample, view, purpose), so a view does not depend on
+the batch it is computed in, on workers or on processes. They are drawn on the host, where the few numbers an image
 needs cost nothing, so the pixel work runs on any device without a synchronisation.
 
-Cropping with antialiased resizing and blurring are linear and separable: A_y X A_xᵀ with one small matrix a side for
+Cropping with antialiased resizing and blurring are linear and separable: A_y X A_xᵀ with one small matrix per side of
 each image, which is a batched matrix product. The filters are those of Pillow and torchvision.
 """
 
@@ -24,7 +24,7 @@ from matrix_ssl.data.randomness import uniform
 
 Array = NDArray[Any]
 
-# purposes: the last coordinate of the random numbers, so that adding a change to a view moves no other number
+# purposes: the last coordinate of the random numbers, so that a new augmentation leaves all other numbers as they are
 _CROP, _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SOLARIZE, _AFFINE, _ELASTIC, _GAMMA, _NOISE, _TURN, _CHANNELS = range(12)
 _CROP_ATTEMPTS = 10
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey
@@ -57,11 +57,11 @@ def each_view(groups: tuple[ViewConfig, ...], image_size: int) -> tuple[ViewConf
 def random_boxes(view: ViewConfig, keys: Keys, height: int | Array, width: int | Array) -> NDArray[np.int64]:
     """Crops (n, 4) as top, left, height, width in pixels.
 
-    Area and aspect ratio (log-uniform) are drawn until the crop fits, ten times at most, after which the largest
-    central crop of an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
+    Area and aspect ratio (log-uniform) are drawn until the crop fits, at most ten times, after which the largest
+    central crop with an allowed ratio is taken: the distribution of torchvision's ``RandomResizedCrop``.
 
     Args:
-        height, width: of the images in pixels: of all of them, or of each, (n,).
+        height, width: of the images in pixels, one for all of them or one for each, (n,).
     """
     u = keys.draw(_CROP, 2 * _CROP_ATTEMPTS + 2)
     height, width = (np.broadcast_to(side, len(u)) for side in (height, width))
@@ -104,14 +104,14 @@ def crop_batch(images: Tensor, boxes: Array, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to every image of a batch in one view, its noise left to be drawn; None: a change is off."""
+    """What happens to every image of a batch in one view, with noise yet to be drawn; None: an augmentation is off."""
 
-    flip: Array  # (n,), bool, as all that say whether
-    turns: Array | None  # (n,), right angles
-    affine: Array | None  # (n, 2, 3), of coordinates from -1 to 1
-    nodes: Array | None  # (n, 2, 4, 4), uniform numbers of the elastic displacement
+    flip: Array  # (n,), bool, like every field that says whether an augmentation is applied
+    turns: Array | None  # (n,), number of right angles
+    affine: Array | None  # (n, 2, 3), for coordinates from -1 to 1
+    nodes: Array | None  # (n, 2, 4, 4), uniform numbers for the elastic displacement
     jitter: Array  # (n,)
-    factors: Array  # (n, 4), of brightness, contrast and saturation, and the turn of the hue
+    factors: Array  # (n, 4), of brightness, contrast and saturation, and the shift of the hue
     order: Array  # (n, 4), the numbers of these four in the order in which they are applied
     channel_jitter: Array  # (n,)
     channel_factors: Array | None  # (n, 2, c), of brightness and contrast of every channel
@@ -123,7 +123,7 @@ class Draws:
     keys: Keys
 
     def image(self, row: int) -> "Draws":
-        """The numbers of one image."""
+        """The draws for one image."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keys"}
         keys = dataclasses.replace(self.keys, samples=self.keys.samples[row : row + 1])
         rows: dict[str, Any] = {n: None if value is None else value[row : row + 1] for n, value in values.items()}
@@ -131,7 +131,7 @@ class Draws:
 
 
 def draw_view(view: ViewConfig, keys: Keys, *, channels: int) -> Draws:
-    """The random numbers of a view of a batch."""
+    """The random numbers for a view of a batch."""
     is_warped = bool(view.rotation or view.zoom or view.shear or view.translation or view.elastic)
     jitter, blur = keys.draw(_JITTER, 9), keys.draw(_BLUR, 2)
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
@@ -160,22 +160,22 @@ def draw_view(view: ViewConfig, keys: Keys, *, channels: int) -> Draws:
 
 
 def crop_exactly(image: Tensor, box: Array, size: int) -> Tensor:
-    """``crop_batch`` of one image (c, h, w), to a few units in the last place, in the cache: (1, c, size, size)."""
+    """``crop_batch`` of one image (c, h, w), up to a few units in the last place, in cache: (1, c, size, size)."""
     top, left, height, width = box.tolist()
     part = image[None, :, top : top + height, left : left + width].float()
     return F.interpolate(part, (size, size), mode="bilinear", antialias=True)
 
 
 def random_view(pixels: Tensor, view: ViewConfig, keys: Keys) -> Tensor:
-    """Applies every change of a view but the crop to pixels (n, c, s, s), floating point in [0, 1].
+    """Applies every augmentation of a view except the crop to pixels (n, c, s, s), floating point in [0, 1].
 
-    Saturation, hue, grey and solarisation change colours: they are for three channels, and others stay without them.
+    Saturation, hue, grey and solarisation change colours: they are applied only to images with three channels.
     """
     return change(pixels, view, draw_view(view, keys, channels=pixels.shape[1]))
 
 
 def change(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
-    """``random_view`` from its random numbers."""
+    """``random_view``, given its random numbers."""
     pixels = _masked(pixels, draws.flip, lambda x, _: x.flip(-1))
     if draws.turns is not None:
         for number in (1, 2, 3):
@@ -232,7 +232,7 @@ def _column(values: Array, like: Tensor) -> Tensor:
 
 
 def normal(uniform: Array) -> Tensor:
-    """Standard normal numbers, float64, each from one uniform number by the inverse distribution."""
+    """Standard normal numbers, float64, each from one uniform number by the inverse distribution function."""
     return torch.special.ndtri(torch.from_numpy(uniform).clamp(1e-12, 1 - 1e-12))
 
 
@@ -242,7 +242,7 @@ def noise(keys: Keys, like: Tensor) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
-    """The luma of colours, the mean of any other number of channels."""
+    """The luma of three colours, or the mean of any other number of channels."""
     if x.shape[1] == 1:
         return x
     if x.shape[1] != 3:
@@ -252,7 +252,7 @@ def _gray(x: Tensor) -> Tensor:
 
 
 def _jitter(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's own random order, as torchvision's ``ColorJitter``."""
+    """Brightness, contrast, saturation and hue in a random order per image, as in torchvision's ``ColorJitter``."""
     strength = (view.brightness, view.contrast, view.saturation, view.hue)
     changes = (_brightness, _contrast, _saturation, _hue) if pixels.shape[1] == 3 else (_brightness, _contrast)
     for position in range(4):
@@ -265,7 +265,7 @@ def _jitter(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
 
 
 def _channel_factors(view: ViewConfig, u: Array) -> Array:
-    """(n, 2, c), of brightness and contrast, from as many uniform numbers."""
+    """(n, 2, c), of brightness and contrast, each from one uniform number."""
     strength = np.repeat([view.channel_brightness, view.channel_contrast], u.shape[1] // 2)
     lowest = np.maximum(0.0, 1 - strength)
     return (lowest + u * (1 + strength - lowest)).reshape(len(u), 2, -1)
@@ -296,12 +296,12 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of HSV by ``shift`` of a full circle, at most half of one.
+    """Rotates the hue of HSV by ``shift`` of a full circle, at most half of one.
 
     With the largest value v, chroma c and a hue h in sixths, the channels are v - c + c · clamp(2 - |h|, 0, 1) for red,
     clamp(2 - |h - 2|, 0, 1) for green and clamp(2 - |h - 4|, 0, 1) for blue, distances taken around the circle of six.
-    What is compared and chosen from is written with signs and extremes: on a CPU these are many times as fast as
-    ``where``, ``remainder`` and an extreme with its place.
+    Comparisons and selections are written with signs, minima and maxima: on a CPU these are many times as fast as
+    ``where``, ``remainder`` and an extremum with its index.
     """
     red, green, blue = x.split(1, 1)
     difference = blue - green
@@ -311,7 +311,7 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     middle = torch.minimum(red, high)
     value, least = torch.maximum(red, high), torch.minimum(middle, low)
     chroma = value.sub_(least)
-    # |offset + (middle - low) / chroma|, by which two are largest: 0 red and green, -6 red and blue, -2 green, 4 blue
+    # |offset + (middle - low) / chroma|, offset by the two largest: 0 red and green, -6 red and blue, -2 green, 4 blue
     hue = middle.sub_(low).div_(chroma.clamp_min(1e-20))
     hue.add_(is_blue.mul(12).sub_(2).mul_(is_high)).sub_(is_blue, alpha=6).abs_().add_(6 * shift)
     turned = torch.empty_like(x)
@@ -330,7 +330,7 @@ def _blur(pixels: Tensor, draws: Draws) -> Tensor:
 
 
 def _blur_matrices(sigma: Array, size: int) -> NDArray[np.float64]:
-    """(n, size, size) Gaussian filters, cut at four standard deviations; borders are mirrored, without repetition."""
+    """(n, size, size) Gaussian filters, cut at four standard deviations; borders are mirrored without repetition."""
     reach = max(1, min(size - 1, int(np.ceil(4 * sigma.max()))))
     offset = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (np.abs(offset) <= np.ceil(4 * sigma[:, None]))
@@ -344,7 +344,7 @@ def _blur_matrices(sigma: Array, size: int) -> NDArray[np.float64]:
 
 
 def _affine(view: ViewConfig, keys: Keys) -> Array:
-    """(n, 2, 3): rotation, zoom, shear and shift about the centre, of coordinates from -1 to 1."""
+    """(n, 2, 3): rotation, zoom, shear and shift about the centre, for coordinates from -1 to 1."""
     u = 2 * keys.draw(_AFFINE, 6) - 1
     angle = np.deg2rad(view.rotation) * u[:, 0]
     cos, sin = np.cos(angle), np.sin(angle)
@@ -357,14 +357,14 @@ def _affine(view: ViewConfig, keys: Keys) -> Array:
 
 
 def _warp(pixels: Tensor, view: ViewConfig, draws: Draws) -> Tensor:
-    """The affine change, plus a smooth random displacement; borders repeat."""
+    """The affine transform, plus a smooth random displacement; borders are repeated."""
     matrices = torch.from_numpy(draws.affine).to(pixels.device, pixels.dtype)
     nodes = None if draws.nodes is None else normal(draws.nodes).to(pixels.device, pixels.dtype)
     return warp(pixels, matrices, nodes, elastic=view.elastic)
 
 
 def warp(pixels: Tensor, matrices: Tensor, nodes: Tensor | None, *, elastic: float) -> Tensor:
-    """Pixels (n, c, h, w) at coordinates changed by matrices (n, 2, 3) and, by nodes (n, 2, 4, 4), displaced."""
+    """Pixels (n, c, h, w) at coordinates transformed by matrices (n, 2, 3) and displaced by nodes (n, 2, 4, 4)."""
     grid = warped_grid(matrices, nodes, *pixels.shape[-2:], elastic=elastic)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

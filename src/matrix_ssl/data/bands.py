@@ -1,4 +1,4 @@
-"""TIFF files that Pillow does not read exactly, with all of their bands, by tifffile (the extra ``tiff``).
+"""TIFF files that Pillow does not read exactly, with all their bands, read by tifffile (the extra ``tiff``).
 
 Reference: TIFF, revision 6.0, Aldus, 1992, sections 3 to 8 and 18 to 19; the orientation is its tag 274.
 """
@@ -25,11 +25,11 @@ _UNCHECKED = 2**26  # bytes that may be unpacked in any case
 
 
 def read_bands(content: bytes, where: str, *, page: int = 0) -> NDArray[Any]:
-    """The numbers of an image of a TIFF file, (h, w, c), turned upright; inverted grey levels as usual ones.
+    """The numbers of an image in a TIFF file, (h, w, c), turned upright; inverted grey levels are made normal ones.
 
     Raises:
         UnreadableImage: at ``where``, the file is damaged or absurdly large, has no grey levels, bands or RGB of real
-            numbers, is compressed in a way for which a decoder is missing, or tifffile is not installed.
+            numbers, or uses a compression for which a decoder is missing, or tifffile is not installed.
     """
     try:
         tifffile = import_extra("tifffile", extra="tiff")
@@ -77,7 +77,7 @@ def _check(image: Any, where: str) -> None:
 
 
 def _check_unpacked(image: Any, content: bytes, where: str) -> None:
-    """Raises UnreadableImage where a part of the file unpacks to more than it says; tifffile would fill the memory."""
+    """Raises UnreadableImage if a part of the file unpacks to more than it says; tifffile would fill the memory."""
     if image.compression not in (*_DEFLATE, _LZMA):
         return
     expected = max(math.prod(image.chunks) * image.dtype.itemsize, 1)
@@ -89,7 +89,7 @@ def _check_unpacked(image: Any, content: bytes, where: str) -> None:
 
 
 def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """An array (h, w, c) whose first row and column are where the tag says, as it is to be seen."""
+    """Turns an array (h, w, c) upright, given the tag that says where its first row and column are."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

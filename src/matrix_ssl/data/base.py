@@ -1,4 +1,4 @@
-"""What every dataset offers, the dataset whose images have places in files, and the one in memory."""
+"""What every dataset offers, the dataset whose images have places in files, and the dataset in memory."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -18,21 +18,21 @@ from matrix_ssl.errors import DataError, UnreadableImage
 Labels = NDArray[np.int64] | None  # (n,)
 Classes = list[str] | None  # the name of every label
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
-_MOST_CLASSES = 2**20  # that numbers alone can name
+_MOST_CLASSES = 2**20  # that are named by numbers alone
 
 
 class Source(ABC):
-    """A map-style dataset of images, with labels or without.
+    """A map-style dataset of images, with or without labels.
 
     Attributes:
         name: short, for messages and the default name of a run.
-        channels: 3, 1 for grey images, up to 16 where files keep what they have.
+        channels: 3, 1 for grey images, or up to 16 if files keep their own.
         labels: int64 (n,), or None when unlabelled.
         classes: the name of every label, or None when unlabelled.
         images: the whole dataset (n, channels, h, w), of the type ``dtype``, when it is in memory; else None.
-        crops_are_rounded: evaluation rounds the crops of such a dataset to 8 bits, as it does those of files.
+        crops_are_rounded: whether evaluation rounds the crops of the dataset to 8 bits, as it does for files.
         reading: how files become pixels.
-        remarks: sentences on what was taken for what, and on what is left out, for the user.
+        remarks: sentences for the user on how the data were interpreted and what is left out.
         unlabelled_because: the reason why there are no labels, with the remedy.
     """
 
@@ -57,12 +57,12 @@ class Source(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of pixels: uint8, or float32 in [0, 1] where files keep all of their bits."""
+        """The type of pixels: uint8, or float32 in [0, 1] if files keep all of their bits."""
         return torch.float32 if self.reading.channels else torch.uint8
 
     @property
     def white(self) -> float:
-        """The highest number that a pixel can be."""
+        """The highest value that a pixel can have."""
         return 1.0 if self.dtype.is_floating_point else 255.0
 
     def values(self, index: int) -> NDArray[np.generic]:
@@ -82,18 +82,18 @@ class Source(ABC):
         """The images at ``indices`` (integers), in that order, with their labels and the same class names."""
 
     def copy(self) -> Self:
-        """A shallow copy, to become a different dataset: what was computed of this one is dropped."""
+        """A shallow copy that is to become a different dataset: what was computed for this one is dropped."""
         other = copy.copy(self)
         for computed in ("digest", "_memory"):
             vars(other).pop(computed, None)
         return other
 
     def with_reading(self, reading: Reading) -> "Source":
-        """The dataset with its files read in a different way; itself where it has no files."""
+        """The dataset with its files read in a different way; itself if it has no files."""
         return self
 
     def loaded(self) -> "Source":
-        """The dataset with its images decoded and in memory, where there is room and it pays; else itself."""
+        """The dataset with its images decoded and in memory, if there is room and it pays off; else itself."""
         return self
 
     def highest_level(self, index: int) -> int:
@@ -101,7 +101,7 @@ class Source(ABC):
         return 0
 
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
-        """Labels (n,) and the names of the classes; DataError where there are none."""
+        """Labels (n,) and the names of the classes; DataError if there are none."""
         if self.labels is None or self.classes is None:
             raise DataError(f"{self.name!r} has no labels: {self.unlabelled_because}.")
         return self.labels, self.classes
@@ -113,7 +113,7 @@ class Source(ABC):
         return content_digest(names, sizes, self._read_start, labels=self.labels, classes=self.classes)
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
-        """Names, as far as the dataset has them, and sizes of the images as they are stored: here, as pixels."""
+        """Names, if the dataset has any, and sizes of the images as they are stored: here, as pixels."""
         sizes = [ABSENT if (pixels := self._pixels(index)) is None else pixels.numel() for index in range(len(self))]
         return [], np.array(sizes, dtype=np.int64)
 
@@ -199,7 +199,7 @@ class MemorySource(PlacedSource):
         return super()._read_start(index, count) if stored is None else stored._read_start(index, count)
 
     def _as_stored(self) -> PlacedSource | None:
-        """What the identity is of: the origin where numbers become pixels by a range, which may be measured later."""
+        """What defines the identity: the origin if a range, which may be measured later, turns numbers into pixels."""
         return self.origin if self.reading.channels else None
 
     def subset(self, indices: ArrayLike) -> Self:
@@ -235,7 +235,7 @@ def as_indices(indices: ArrayLike, count: int) -> NDArray[np.int64]:
 def as_labels(
     values: ArrayLike, classes: Sequence[str] | None, count: int, *, where: str
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels, int64 (n,), checked to be ``count`` integers that ``classes`` names; None names them by number."""
+    """Labels, int64 (n,), checked to be ``count`` integers named by ``classes``; None names them by number."""
     labels = np.asarray(values)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
@@ -259,9 +259,9 @@ def as_labels(
 
 
 def in_memory(source: PlacedSource, *, kind: type[MemorySource] = MemorySource) -> PlacedSource:
-    """The dataset with its images decoded in one thread: for images of 32 to 128 pixels two measured slower.
+    """The dataset with its images decoded in one thread: for images of 32 to 128 pixels, two threads were slower.
 
-    It stays as it is where shapes differ, an image cannot be read or the pixels would exceed ``MEMORY_LIMIT``.
+    It is returned as it is if shapes differ, an image cannot be read, or the pixels would exceed ``MEMORY_LIMIT``.
     """
     try:
         first = source.read(0)

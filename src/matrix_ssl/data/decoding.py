@@ -1,8 +1,8 @@
 """Turns the bytes of an image file into an array, or reports why that is impossible. Imports no torch.
 
 Decoding is exact or refused: no reduced-size JPEG decoding, no clipping of 16-bit images, EXIF orientation applied.
-By default an image becomes three colours of 8 bits, transparency blended with white; with ``Reading.channels`` it keeps
-all of its channels and bits, by ``values``.
+By default an image becomes three colours of 8 bits, with transparency blended with white; with ``Reading.channels`` it
+keeps all of its channels and bits, by ``values``.
 """
 
 import importlib
@@ -25,8 +25,8 @@ _HAS_SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None
 def decode_pixels(content: bytes, where: str, *, reading: Reading = COLOURS, page: int = 0) -> NDArray[Any]:
     """The image of a file's bytes: uint8 (3, h, w), or float32 (channels, h, w) in [0, 1] by ``reading``.
 
-    UnreadableImage, at ``where``, if they are not an image, are damaged, would decode to an absurd size, have other
-    channels, or pixels that cannot be read exactly.
+    Raises UnreadableImage, at ``where``, if the bytes are not an image, are damaged, would decode to an absurd size,
+    have other channels, or have pixels that cannot be read exactly.
     """
     if reading.channels:
         return decode_values(content, where, reading=reading, page=page).to_unit(where, reading)
@@ -50,14 +50,14 @@ def decode_values(content: bytes, where: str, *, reading: Reading, page: int = 0
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (3, h, w) of an upright image; in memory channels are last, as Pillow has them, which crops faster."""
+    """uint8 (3, h, w) of an upright image; in memory the channels are last, as in Pillow, which crops faster."""
     return np.array(_to_rgb(image)).transpose(2, 0, 1)
 
 
 def _decode_jpeg(content: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
-    """The pixels of an upright JPEG image by simplejpeg where that is installed, which are those of Pillow, but faster.
+    """The pixels of an upright JPEG image by simplejpeg, if it is installed: those of Pillow, but faster.
 
-    None: the image is for Pillow, which also says what is wrong with one that simplejpeg refuses or warns of.
+    None leaves the image to Pillow, which also says what is wrong with one that simplejpeg rejects or warns about.
     """
     if not _HAS_SIMPLEJPEG or image.format != "JPEG" or image.mode not in ("L", "RGB"):
         return None

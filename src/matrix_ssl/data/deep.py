@@ -1,9 +1,9 @@
-"""Images of more than 8 bits a channel, to the last bit, and their way to 8 bits.
+"""Images with more than 8 bits per channel, read to the last bit, and their conversion to 8 bits.
 
-Pillow keeps one channel of 16 or 32 bits as it is, but only the upper bytes of several. The lower bytes come from a
-second decoding in which the bytes of every number are taken in the other order.
+Pillow keeps one channel of 16 or 32 bits as it is, but only the upper bytes of several channels. The lower bytes come
+from a second decoding in which the bytes of every number are taken in the opposite order.
 
-A level becomes 8 bits as ``255 * level / white``, rounded. White is that of the format (65535 for 16 bits) or, where a
+A level becomes 8 bits as ``255 * level / white``, rounded. White is that of the format (65535 for 16 bits) or, if a
 camera or scanner fills only the lower 10, 12 or 14 of 16 bits, a setting (``data.white_level``).
 """
 
@@ -29,23 +29,23 @@ _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
 
 @dataclass(frozen=True)
 class Levels:
-    """The pixels of an image that has more than 8 bits a channel."""
+    """The pixels of an image that has more than 8 bits per channel."""
 
-    values: NDArray[np.generic]  # (h, w) or (h, w, bands), whole numbers or floating point
+    values: NDArray[np.generic]  # (h, w) or (h, w, bands), integers or floating point
     mode: str  # of Pillow, for 8 bits
-    top: float  # the level of white by the format
+    top: float  # the level of white in the format
     inverted: bool = False  # 0 is white
     is_declared: bool = False  # the file itself says which level is white
     is_exact: bool = True  # no bit is lost
-    transparent: int | tuple[int, ...] | None = None  # the level, or the levels of the bands, that stand for no colour
+    transparent: int | tuple[int, ...] | None = None  # the level, or the levels of the bands, that mean no colour
 
     @property
     def is_whole(self) -> bool:
-        """Whether they are whole numbers, for which a different level may be white."""
+        """Whether the levels are integers, for which a different level may be white."""
         return self.values.dtype.kind in "iu" and not self.is_declared
 
     def highest(self) -> int:
-        """The highest level of a colour; 0 where the format settles what white is."""
+        """The highest level of a colour; 0 if the format defines what white is."""
         return int(self._colours().max()) if self.is_whole else 0
 
     def to_8_bit(self, where: str, *, white_level: int = 0) -> Image.Image:
@@ -84,14 +84,14 @@ def read_levels(
     again: Callable[[], Image.Image] | None,
     tags: Tiff | None,
 ) -> Levels | None:
-    """The levels of an image that is opened and not yet loaded; None where it has 8 bits a channel or fewer.
+    """The levels of an image that is opened but not yet loaded; None if it has 8 bits per channel or fewer.
 
     Args:
         upright: loads an image and turns it.
         again: opens the same image a second time; None: there is no file.
         tags: of a TIFF file.
     """
-    tile: Any = next(iter(getattr(image, "tile", [])), None)  # none where an image does not come from a file
+    tile: Any = next(iter(getattr(image, "tile", [])), None)  # none if an image does not come from a file
     raw = (tile.args if isinstance(tile.args, str) else tile.args[0]) if tile is not None and tile.args else ""
     is_declared = tile is not None and tile.codec_name.startswith("ppm")
     transparent = image.info.get("transparency")  # of PNG
@@ -110,7 +110,7 @@ def read_levels(
     upright(image)
     high = np.asarray(image).astype(np.uint16)
     low = None if again is None else _lower_bytes(again(), raw, upright)
-    # no such order for grey with alpha: the upper byte twice, at most one level of 256 beside it
+    # there is no such order for grey with alpha: the upper byte twice, off by at most one level of 256
     levels = high << 8 | (high if low is None else low)
     return Levels(levels, image.mode, float(_TOP), is_exact=low is not None, transparent=transparent)
 

@@ -1,19 +1,19 @@
-"""The random views of a batch on a GPU: few operators, constant shapes, nothing that the host has to wait for.
+"""The random views of a batch on a GPU: few operators, constant shapes, and nothing that the host has to wait for.
 
-The random numbers are those of ``augment``, and so are the formulas. What differs is that every image goes through
-every change, with the numbers of the identity where it is not chosen, and that all views of one size are a single
-batch. The numbers of a step travel together, in one copy from pinned memory; matrices for crops and blur are computed
-where they are used. Results agree with ``augment`` to about 1e-6.
+The random numbers and the formulas are those of ``augment``. The difference is that every image goes through every
+augmentation, with the numbers of the identity if it is not selected, and that all views of one size are a single batch.
+The numbers of a step are sent together, in one copy from pinned memory; matrices for crops and blur are computed where
+they are used. Results agree with ``augment`` to about 1e-6.
 
-The colour jitter is a turn of the hue between two changes before and two after it, of which an image uses two. Each is
-y = clamp(M x + B mean(x), 0, 1) with matrices of the channels: saturation has M = f I + (1 - f) 1 lᵀ, contrast M = f I
-and B = (1 - f) 1 lᵀ, where l are the weights of grey. Brightness, y = clamp(b x, 0, 1), needs no change of its own but
-at the very beginning: because b ≥ 0,
+The colour jitter is a rotation of the hue, with two operations before and two after it, of which an image uses two.
+Each is y = clamp(M x + B mean(x), 0, 1) with matrices of the channels: saturation has M = f I + (1 - f) 1 lᵀ, contrast
+M = f I and B = (1 - f) 1 lᵀ, where l are the weights of grey. Brightness, y = clamp(b x, 0, 1), needs no operation of
+its own except at the very beginning: because b ≥ 0,
 
     clamp(b clamp(y, 0, 1), 0, 1) = clamp(b y, 0, min(b, 1)),
 
-and the turn of the hue T has T(b x) = b T(x), so that brightness after T is clamp(b y, 0, b) before it and a bound of
-one behind it.
+and the rotation of the hue T satisfies T(b x) = b T(x), so that brightness after T is clamp(b y, 0, b) before it and an
+upper bound of one after it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +27,11 @@ from matrix_ssl.config import ViewConfig
 from matrix_ssl.data import augment
 from matrix_ssl.data.augment import Array, Draws
 
-_SLOTS = 2  # changes of colour before the turn of the hue, and after it
+_SLOTS = 2  # colour operations before the rotation of the hue, and after it
 
 
 def _white(pixels: Tensor) -> float:
-    """The highest number that a pixel can be."""
+    """The highest value that a pixel can have."""
     return 1.0 if pixels.is_floating_point() else 255.0
 
 
@@ -84,7 +84,7 @@ class DeviceViews:
         return tuple(results[number] for number in range(len(self._views)))
 
     def of_crops(self, crops: Sequence[Tensor], samples: Array, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
-        """The views from their crops (n, c, s, s), uint8 or float32 in [0, 1], on the device, one after the other."""
+        """The views from the crops of each (n, c, s, s), uint8 or float32 in [0, 1], on the device, in their order."""
         table = _Table()
         drawn = self._draw(table, seed, epoch, samples, channels=crops[0].shape[1], flips=True)
         numbers = table.move(self._device)
@@ -145,7 +145,7 @@ class DeviceViews:
     def _finish(
         self, pixels: Tensor, group: "_Group", draws: dict[int, Draws], numbers: dict[str, Tensor]
     ) -> dict[int, Tensor]:
-        """All changes after crop and flip, normalised, by number of the view."""
+        """All augmentations after crop and flip, and normalisation, by number of the view."""
         of = {name.rpartition(" ")[0]: t for name, t in numbers.items() if name.rpartition(" ")[2] == str(group.size)}
         views = [self._views[v] for v in group.views]
         n, channels, size, _ = pixels.shape
@@ -177,9 +177,9 @@ class DeviceViews:
         return dict(zip(group.views, pixels.chunk(len(views)), strict=True))
 
     def _jitter(self, pixels: Tensor, colours: Tensor, lights: Tensor, turn: Tensor | None) -> Tensor:
-        """Changes of colour with matrices (n, 1 or 4, 2, c, c), and between them turns (n · 3,) of the hue.
+        """Colour operations with matrices (n, 1 or 4, 2, c, c), and between them rotations (n · 3,) of the hue.
 
-        ``lights`` (n, 3 or 6) has the brightness at the beginning, then the bounds after it and after every change.
+        ``lights`` (n, 3 or 6) has the brightness at the beginning, then the bounds after it and after every operation.
         """
         n, channels, size, _ = pixels.shape
         zero = self._constant("zero", 1)
@@ -196,7 +196,7 @@ class DeviceViews:
         return flat.view(n, channels, size, size)
 
     def _blur(self, pixels: Tensor, filters: Tensor) -> Tensor:
-        """Filters (n, size + 1) with mirrored borders, as matrices of each image; the last number is zero."""
+        """Applies filters (n, size + 1) with mirrored borders, as matrices per image; their last number is zero."""
         n, channels, size, _ = pixels.shape
         weights = filters.index_select(1, self._constant("offsets", size)).view(n, 3, size, size).sum(1)
         rows = weights @ pixels.transpose(1, 2).reshape(n, size, channels * size)
@@ -204,7 +204,7 @@ class DeviceViews:
         return rows.view(n, size, channels, size).transpose(1, 2)
 
     def _constant(self, name: str, size: int) -> Tensor:
-        """A tensor that depends on a size only, made once."""
+        """A tensor that depends only on a size, made once."""
         if (name, size) not in self._constants:
             makers: dict[str, Callable[[int], Tensor]] = {
                 "centres": _centres,
@@ -227,12 +227,12 @@ class _Group:
 
 @dataclass
 class _Table:
-    """Arrays that travel to a device as one tensor of float32, in pinned memory where there is a GPU."""
+    """Arrays that are sent to a device as one tensor of float32, from pinned memory for a GPU."""
 
     columns: dict[str, Array] = field(default_factory=dict)
 
     def add(self, name: str, values: Array) -> None:
-        """Adds an array; integers of 32 bits keep their bits."""
+        """Adds an array; 32-bit integers keep their bits."""
         self.columns[name] = values.view(np.float32) if values.dtype == np.int32 else values.astype(np.float32)
 
     def move(self, device: torch.device) -> dict[str, Tensor]:
@@ -245,10 +245,10 @@ class _Table:
 
 
 def _crop_numbers(boxes: Array, flips: Array, size: int) -> dict[str, Array]:
-    """Of the filters of all images, those along the height first: see ``augment._resize_matrices``.
+    """The numbers of the filters of all images, those along the height first: see ``augment._resize_matrices``.
 
-    Row k has its centre at origin + step · (k + ½), and ``slope`` is that of its triangle. Pixels count whose centre is
-    nearer to the middle of the crop than ``half``.
+    Row k has its centre at origin + step · (k + ½), and ``slope`` is that of its triangle. Only pixels whose centre is
+    within ``half`` of the middle of the crop count.
     """
     start = np.concatenate([boxes[:, 0], boxes[:, 1]]).astype(np.float64)
     length = np.concatenate([boxes[:, 2], boxes[:, 3]])
@@ -264,7 +264,7 @@ def _crop_numbers(boxes: Array, flips: Array, size: int) -> dict[str, Array]:
 
 
 def _numbers(view: ViewConfig, draws: Draws, channels: int) -> dict[str, Array]:
-    """The columns of a view after crop and flip; a change that is switched off has none."""
+    """The columns of a view after crop and flip; an augmentation that is switched off has none."""
     columns: dict[str, Array] = {}
     if draws.turns is not None:
         columns["quarters"] = draws.turns.astype(np.float64)
@@ -291,9 +291,9 @@ def _numbers(view: ViewConfig, draws: Draws, channels: int) -> dict[str, Array]:
 
 
 def _colours(draws: Draws, channels: int) -> tuple[Array, Array]:
-    """M and B of every change of colour, (n, 4, 2, c, c), and ``lights`` (n, 6): see ``DeviceViews._jitter``.
+    """M and B of every colour operation, (n, 4, 2, c, c), and ``lights`` (n, 6): see ``DeviceViews._jitter``.
 
-    Of other than three channels only brightness and contrast change: (n, 1, 2, c, c) and (n, 3).
+    If there are not three channels, only brightness and contrast change: (n, 1, 2, c, c) and (n, 3).
     """
     n, luma = len(draws.jitter), _luma(channels)
     changes, slots = ((1, 2), 2 * _SLOTS) if channels == 3 else ((1,), 1)
@@ -302,7 +302,7 @@ def _colours(draws: Draws, channels: int) -> tuple[Array, Array]:
     hue = rank[:, 3] if channels == 3 else np.full(n, 4)
     matrices = np.zeros((n, slots, 2, channels, channels))
     matrices[:, :, 0] = np.eye(channels)
-    joined = np.zeros(n, dtype=np.int64)  # the change, from 1, that brightness follows; 0: it is at the beginning
+    joined = np.zeros(n, dtype=np.int64)  # the operation, from 1, that brightness follows; 0: it is at the beginning
     for number in changes:
         factor, own = factors[:, number, None, None], rank[:, number]
         earlier = [(rank[:, other] < own) & ((rank[:, other] > hue) == (own > hue)) for other in changes]
@@ -335,7 +335,7 @@ def _luma(channels: int) -> Array:
 
 
 def _identity(name: str, like: Array) -> Array:
-    """What a view without a change has in its columns, beside views with it."""
+    """The column of a view without an augmentation that other views of its size have."""
     if name == "turn":
         return np.broadcast_to(np.array([5.0, 3.0, 1.0]), like.shape)
     if name == "affine":
@@ -360,8 +360,8 @@ def _identity(name: str, like: Array) -> Array:
 
 
 def _hue(x: Tensor, turn: Tensor, differences: Tensor) -> Tensor:
-    """The channels (n, 3, p) at a different hue; ``turn`` has the places of the channels, moved by its turn in sixths;
-    ``differences`` (n, 3, 3) gives green - blue, blue - red and red - green.
+    """The channels (n, 3, p) with a rotated hue; ``turn`` has the places of the channels, moved by the rotation, in
+    sixths; ``differences`` (n, 3, 3) gives green - blue, blue - red and red - green.
 
     With value v, chroma c and hue h in sixths, a channel is v - c · clamp(min(k, 4 - k), 0, 1), k = (turn + h) mod 6.
     """
@@ -377,13 +377,13 @@ def _centres(size: int) -> Tensor:
 
 
 def _differences(size: int) -> Tensor:
-    """(s, s), a row of which takes from the next channel the one after it."""
+    """(s, s), each row of which subtracts from the next channel the one after it."""
     identity = torch.eye(size)
     return identity.roll(1, 1) - identity.roll(2, 1)
 
 
 def _offsets(size: int) -> Tensor:
-    """(3 · s · s,), how far a pixel is from another one and from its two mirror images; s: too far, or no image."""
+    """(3 · s · s,), distances of a pixel from another one and its two mirror images; s: too far, or no mirror image."""
     to, by = torch.arange(size).view(-1, 1), torch.arange(size)
     before = torch.where(by > 0, to + by, size)
     behind = torch.where(by < size - 1, 2 * (size - 1) - to - by, size)

@@ -1,8 +1,8 @@
-"""Images of DICOM files, by pydicom (the extra ``dicom``): stored numbers become values, and values grey levels.
+"""Images in DICOM files, read by pydicom (the extra ``dicom``): stored numbers become values, and values grey levels.
 
 Values are slope · stored + intercept, or what the file's modality table says, such as Hounsfield units. MONOCHROME1,
-in which high is black, is inverted within the range of the stored bits. A window of centre c and width w makes of a
-value x
+in which high is black, is inverted within the range of the stored bits. A window of centre c and width w maps a value x
+to
 
     LINEAR         (x - (c - 1/2)) / (w - 1) + 1/2,  cut to [0, 1]
     LINEAR_EXACT   (x - c) / w + 1/2,  cut to [0, 1]
@@ -36,7 +36,7 @@ def is_dicom(content: bytes) -> bool:
 
 
 def frame_numbers(content: bytes) -> list[int]:
-    """The frames of a file by their numbers, ``MOST_PAGES`` at most; one where it cannot be read."""
+    """The numbers of the frames in a file, at most ``MOST_PAGES``; only the first if the file cannot be read."""
     with contextlib.suppress(UnreadableImage), reported(content, ""):
         count = int(_read(content, "").get("NumberOfFrames", 1) or 1)
         return list(range(max(1, min(count, MOST_PAGES))))
@@ -44,14 +44,14 @@ def frame_numbers(content: bytes) -> list[int]:
 
 
 def read_dicom(content: bytes, where: str, *, frame: int = 0, windowed: bool = False) -> tuple[NDArray[Any], float]:
-    """The values of a frame (h, w, c), and that of white; 0 where the file does not say it.
+    """The values of a frame (h, w, c), and the value of white, or 0 if the file does not say.
 
     Args:
         windowed: apply the first window of the file, or else one from the lowest to the highest value of the frame, so
             that grey levels are in [0, 1]. Colours stay as they are.
 
     Raises:
-        UnreadableImage: at ``where``, the file is damaged, absurdly large, has no image, an unknown photometric
+        UnreadableImage: at ``where``, the file is damaged or absurdly large, has no image, an unknown photometric
             interpretation or a compression for which no decoder is installed, or pydicom is not installed.
     """
     with reported(content, where):

@@ -1,4 +1,4 @@
-"""The dataset whose images are encoded files, wherever the bytes of these are."""
+"""The dataset whose images are encoded files, wherever their bytes are stored."""
 
 from functools import cached_property
 
@@ -18,7 +18,7 @@ _COLOURS = 3
 class EncodedSource(PlacedSource):
     """Image files at places in larger files, decoded when they are read, or all at once by ``loaded``.
 
-    A subclass has ``encoded``, the bytes of an image.
+    A subclass provides ``encoded``, the bytes of an image.
     """
 
     def read(self, index: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ class EncodedSource(PlacedSource):
         return highest_level(self._content(index)[0])
 
     def _content(self, index: int) -> tuple[bytes, str]:
-        """The bytes of an image, none where there is no image, and its place."""
+        """The bytes of an image, empty if there is no image, and its place."""
         return self.encoded(index) or b"", self.where(index)
 
     def with_reading(self, reading: Reading) -> Source:

@@ -1,4 +1,4 @@
-"""The views of a few images in the first step of a training, small, for the page of the run."""
+"""Small versions of the views of a few images in the first training step, for the page of the run."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ _SIDE = 96  # pixels of the longer side
 
 
 class _FirstImages(TrainingBatches):
-    """The batches of a training, each cut to its first images."""
+    """The batches of a training run, each cut down to its first images."""
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
         epoch, samples = super().samples(step)
@@ -30,12 +30,12 @@ class _FirstImages(TrainingBatches):
 def first_views(config: RunConfig, source: Source) -> dict[str, NDArray[Any]]:
     """The first images of the first step with their first two views, as arrays ready for an .npz file.
 
-    The random numbers are those of the training, so that a view differs from what the encoder saw by rounding alone.
-    In place of an image that cannot be read is the one that the training took.
+    The random numbers are those of the training, so a view differs from what the encoder saw only by rounding. An image
+    that cannot be read is replaced by the one that the training used instead.
 
     Returns:
-        ``where`` str (n,), and for each i ``image_i`` uint8 (h, w, c) and ``view_i_j`` uint8 (s, s, c), j from 1 and c
-        of 1 or 3.
+        ``where`` str (n,), and for each i ``image_i`` uint8 (h, w, c) and ``view_i_j`` uint8 (s, s, c), with j from 1
+        and c either 1 or 3.
     """
     data = dataclasses.replace(config.data, workers=0)
     batches = _FirstImages(

@@ -55,7 +55,7 @@ class FolderSource(Source):
         return f"{self._folder / self._files[index]}{page}"
 
     def with_reading(self, reading: Reading) -> "FolderSource":
-        """The same files; with ``pages`` "all" every one is opened, and those of several pages repeat."""
+        """The same files; with ``pages`` "all", every file is opened, and those with several pages are repeated."""
         if reading == self.reading:
             return self
         other = self.copy()
@@ -100,8 +100,8 @@ class FolderSource(Source):
 def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) -> FolderSource:
     """Lists the images below a folder, at any depth, sorted by path; ``layout`` says which files are images.
 
-    The dataset is labelled when every image is in one of at least two first-level folders: these are the classes,
-    sorted by name. With ``classes`` (those of the training split) the first-level folders must be among them.
+    The dataset is labelled if every image is in one of at least two first-level folders: these are the classes, sorted
+    by name. With ``classes`` (those of the training split), the first-level folders must be among them.
     """
     listing = list_images(folder)
     files = listing.images
@@ -146,7 +146,7 @@ def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
 
 
 def read_start(path: str, count: int) -> bytes:
-    """The first ``count`` bytes of a file; none where it cannot be read."""
+    """The first ``count`` bytes of a file; empty if it cannot be read."""
     try:
         with open_file(path) as file:
             return file.read(count)

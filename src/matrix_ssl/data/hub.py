@@ -1,7 +1,7 @@
-"""Opening what the libraries of Hugging Face read: code in a folder or in a repository of the hub never runs.
+"""Opening what the Hugging Face libraries read: code in a folder or in a repository on the hub never runs.
 
-A configuration, tokenizer or model may name Python files beside it (``auto_map``). By default the libraries ask on
-standard input whether to run them, and take a ``y`` that happens to be there for an answer.
+A configuration, tokenizer or model may name Python files stored with it (``auto_map``). By default, the libraries ask
+on standard input whether to run them, and accept a ``y`` that happens to be there as an answer.
 """
 
 import os
@@ -26,9 +26,9 @@ _REFUSALS = ("trust_remote_code", "Dataset scripts are no longer supported")  # 
 
 
 def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **options: Any) -> Any:
-    """``opener(source, **options)`` of a configuration, tokenizer, processor or model, without code of its folder.
+    """``opener(source, **options)`` of a configuration, tokenizer, processor or model, without code from its folder.
 
-    ``place`` is its name in the CheckpointError raised where only its code can open it.
+    ``place`` is its name in the CheckpointError raised if only its own code can open it.
     """
     error = CheckpointError(
         f"{place} needs Python code of its own (auto_map), which is never run: use a model and a tokenizer that "
@@ -39,9 +39,9 @@ def open_pretrained(opener: Callable[..., Any], source: Any, *, place: str, **op
 
 
 def check_pretrained(source: Any) -> None:
-    """Raises CheckpointError for a local folder in which a library would wait, read without end or unfold JSON.
+    """Raises CheckpointError for a local folder in which a library would block, read forever or choke on JSON.
 
-    Every entry must be a regular file, a folder or a link to one of them, and the small JSON files bounded.
+    Every entry must be a regular file, a folder or a link to one of them, and the small JSON files must be bounded.
     """
     folder = Path(source) if isinstance(source, (str, Path)) else None
     if folder is None or not folder.exists():
@@ -60,9 +60,9 @@ def check_pretrained(source: Any) -> None:
 
 @contextmanager
 def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
-    """The package transformers, without progress bars and warnings of its own old names until the block ends.
+    """The package transformers, without progress bars and its own deprecation warnings until the block ends.
 
-    Its messages below the level ``least`` of ``logging`` are dropped; None leaves the level as it is.
+    Its messages below the ``logging`` level ``least`` are dropped; None leaves the level as it is.
     """
     transformers = import_extra("transformers", extra="llm")
     log = transformers.utils.logging
@@ -80,12 +80,12 @@ def quiet_transformers(*, least: int | None = None) -> Iterator[Any]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` of the package ``datasets`` has written a folder, which ``load_from_disk`` opens."""
+    """Whether a folder was written by ``save_to_disk`` of the package ``datasets``, for ``load_from_disk``."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
 def open_dataset(opener: Callable[..., Any], source: str, *, place: str, **options: Any) -> Any:
-    """``opener(source, **options)`` of a dataset; DataError where only its loading script can open it."""
+    """``opener(source, **options)`` of a dataset; DataError if only its loading script can open it."""
     error = DataError(
         f"{place} needs Python code of its own (a loading script), which is never run: save the dataset as Parquet, "
         f"JSON or images in folders, or by save_to_disk, and open that."
@@ -111,9 +111,9 @@ def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refu
 
 @contextmanager
 def _at_once(source: Any) -> Iterator[str]:
-    """Lets the libraries use their caches alone where their hub cannot be reached: otherwise they try for a minute.
+    """Lets the libraries use only their caches if their hub cannot be reached: otherwise they try for a minute.
 
-    Gives what keeps it from being asked, or nothing; a local folder and a proxy are reasons not to look.
+    Yields what keeps the hub from being asked, or an empty text; with a local folder or a proxy it does not check.
     """
     hub = sys.modules.get("huggingface_hub.constants")
     is_local = not isinstance(source, (str, Path)) or Path(source).exists()
@@ -141,7 +141,7 @@ def _endpoint() -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether a server takes a connection within some seconds."""
+    """Whether a server accepts a connection within a few seconds."""
     parts = urlsplit(address)
     try:
         place = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))

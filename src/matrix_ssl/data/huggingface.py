@@ -1,6 +1,6 @@
 """Datasets of the Hugging Face hub, or saved by its ``datasets`` package, opened as ``hf:NAME`` or ``hf:FOLDER``.
 
-The package (the extra ``datasets``) downloads what its own cache lacks; its variable HF_HUB_OFFLINE forbids that.
+The package (the extra ``datasets``) downloads what its own cache lacks, unless its variable HF_HUB_OFFLINE forbids it.
 """
 
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")
-_TEXTS = "UTO"  # kinds of arrays that may hold them
+_TEXTS = "UTO"  # kinds of arrays that may hold texts
 
 
 class HuggingFaceSource(EncodedSource):
@@ -47,7 +47,7 @@ class HuggingFaceSource(EncodedSource):
         return file.get("bytes") or b"", self.where(index)
 
     def _file(self, index: int) -> dict[str, Any]:
-        """``bytes`` and ``path`` of an image, one of which is None; nothing where there is no image."""
+        """``bytes`` and ``path`` of an image, one of which is None; empty if there is no image."""
         return self._column[int(self.places.entry[index])]["image"] or {}
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
@@ -57,7 +57,7 @@ class HuggingFaceSource(EncodedSource):
         lengths = arrow.fill_null(arrow.binary_length(arrow.struct_field(files, "bytes")), ABSENT).to_numpy()
         sizes = lengths[self.places.entry].astype(np.int64)
         elsewhere = np.flatnonzero(sizes == ABSENT)
-        # os.devnull is no regular file, so an image without a path counts as absent
+        # os.devnull is not a regular file, so an image without a path counts as absent
         sizes[elsewhere] = file_sizes(Path(), [self._file(int(k)).get("path") or os.devnull for k in elsewhere])
         return [], sizes
 
@@ -68,7 +68,7 @@ class HuggingFaceSource(EncodedSource):
 
 @dataclass(frozen=True)
 class LoadedSplits:
-    """The training split and, where there is one, the test split, and in words what was taken for what."""
+    """The training split, the test split if there is one, and a remark on how the splits were interpreted."""
 
     train: "Dataset"
     test: "Dataset | None"
@@ -94,7 +94,7 @@ def load_splits(location: str) -> LoadedSplits:
 
 
 def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> LoadedSplits:
-    """The splits of what the package has opened."""
+    """The splits to use from what the package has opened."""
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
@@ -114,14 +114,14 @@ def choose_splits(loaded: "Dataset | DatasetDict", place: str) -> LoadedSplits:
 def open_split(split: "Dataset", *, where: str, name: str, classes: Classes = None) -> PlacedSource:
     """Opens a split: images from its first image column, labels from its first class column, or one named "label".
 
-    Labels are whole numbers from 0, or texts, which become the numbers of the sorted classes; with any others, such as
-    the -1 of a split whose labels nobody has published, the images are taken without labels.
+    Labels are integers from 0, or texts, which become the numbers of the sorted classes; with any others, such as the
+    -1 of a split whose labels are not published, the images are taken without labels.
 
     Args:
-        classes: those of the training split, in which the labels of a test split are numbered.
+        classes: those of the training split, by which the labels of a test split are numbered.
 
     Raises:
-        DataError: there are no images, or labels are none of the classes.
+        DataError: there are no images, or a label is not one of the classes.
     """
     import datasets
 
@@ -162,7 +162,7 @@ def _labels(split: "Dataset", classes: Classes, where: str) -> tuple[Labels, Cla
 
 
 def _label_column(split: "Dataset") -> str | None:
-    """The first column of classes, or else the one called "label"; None where there is neither."""
+    """The first column of classes, or else the one called "label"; None if there is neither."""
     import datasets
 
     columns = [key for key, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -175,7 +175,7 @@ def _has_labels(split: "Dataset") -> bool:
 
 
 def _why_unlabelled(values: NDArray[Any], column: str) -> str:
-    """Why the values of a column are no labels; empty where they are some."""
+    """Why the values of a column are not labels; empty if they are."""
     if values.dtype.kind in _TEXTS and all(isinstance(value, str) for value in values.tolist()):
         return ""
     if values.ndim != 1 or values.dtype.kind not in "iu":

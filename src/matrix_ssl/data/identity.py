@@ -1,9 +1,9 @@
 """The identity of a dataset: a digest of its content, the same wherever it is stored and whatever its folder is called.
 
-The digest is over the relative name and the size in bytes of every image, the labels and the names of the classes, and
-bytes: all bytes of a dataset of at most ``WHOLE`` bytes, else the first ``START`` bytes of each of ``SAMPLE`` images,
-spread evenly over the dataset from the first to the last. So a change within a large dataset goes unnoticed where it
-keeps every name, every size and all of the sampled bytes.
+The digest covers the relative name and the size in bytes of every image, the labels and the names of the classes, and
+contents: all bytes of a dataset of at most ``WHOLE`` bytes, else the first ``START`` bytes of each of ``SAMPLE``
+images, spread evenly over the dataset from the first to the last. A change within a large dataset therefore goes
+unnoticed if it keeps every name, every size and all of the sampled bytes.
 
 An image is what is stored: a file, an entry of a packed file, or the pixels of a dataset in memory. The last two have
 no names.

@@ -18,13 +18,13 @@ from matrix_ssl.data.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _MOST_BYTES = 2 * GIB  # of an image file
-_IN_A_ROW = 100  # images tried one after the other instead of one that cannot be read
+_IN_A_ROW = 100  # consecutive images tried in place of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
 
 
 def read_image(path: Path, *, reading: Reading = COLOURS, page: int = 0) -> torch.Tensor:
-    """The image of a file, as ``decode_image`` gives it; UnreadableImage where it cannot be opened or decoded."""
+    """The image of a file, as from ``decode_image``; UnreadableImage if it cannot be opened or decoded."""
     return decode_image(read_content(path), str(path), reading=reading, page=page)
 
 
@@ -51,7 +51,7 @@ def highest_level(path_or_content: Path | bytes) -> int:
 
 
 def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
-    """An image of Pillow, which stays as it is, as ``decode_image`` gives those of files."""
+    """A Pillow image, which is left unchanged, as a tensor like those of ``decode_image``."""
     with quiet_pillow():
         copied = image.copy()
         levels = read_levels(copied, turn_upright, again=None, tags=None)
@@ -61,7 +61,7 @@ def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of an image file; UnreadableImage where it cannot be opened."""
+    """The bytes of an image file; UnreadableImage if it cannot be opened."""
     try:
         return read_file(path, most=_MOST_BYTES)
     except OSError as error:
@@ -69,10 +69,10 @@ def read_content(path: Path) -> bytes:
 
 
 def read_or_replace(read: Callable[[int], Pixels], index: int, count: int) -> tuple[Pixels, int, list[Unreadable]]:
-    """The image at ``index`` of ``count``, or the next one that can be read, going round at the end.
+    """The image at ``index`` of ``count``, or the next one that can be read, wrapping around at the end.
 
-    After a hundred in a row that cannot, as in a folder of damaged files, the distance doubles from one to the next.
-    Also its index, and the images that cannot be read; DataError where that is all that were tried.
+    After a hundred unreadable images in a row, as in a folder of damaged files, the offset doubles each time. Also
+    returns its index and the images that cannot be read; DataError if none of those tried can be read.
     """
     unreadable: list[Unreadable] = []
     for offset in _offsets(count):

@@ -1,4 +1,4 @@
-"""Map-style datasets of PyTorch, and sequences: every item is an image, a pair (image, label) or a dictionary."""
+"""PyTorch map-style datasets and sequences: every item is an image, a pair (image, label) or a dictionary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, MemorySource, Pl
 from matrix_ssl.data.pixels import as_image
 from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage, is_out_of_memory
 
-_IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in the order of preference
+_IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in order of preference
 _LABEL_KEYS = ("label", "labels", "target", "fine_label")
 
 
 class ItemSource(PlacedSource):
-    """Items that are asked for their image whenever it is read."""
+    """Items that are fetched again whenever their image is read."""
 
     def __init__(
         self, name: str, items: Any, sizes: NDArray[np.int64], *, channels: int, labels: Labels, classes: Classes
@@ -35,12 +35,12 @@ class ItemSource(PlacedSource):
 
 
 def open_items(items: Any) -> PlacedSource:
-    """Reads a dataset once from the first item to the last; in memory where all have one shape and there is room.
+    """Reads a dataset once from the first item to the last; in memory if all have one shape and there is room.
 
-    It is labelled where every item has an integer or a text; ``items.classes`` names the integers.
+    It is labelled if every item has an integer, or every item a text; ``items.classes`` names the integers.
 
     Raises:
-        DataError: it is empty, an item is no image or cannot be read, or the first is a different image each time.
+        DataError: it is empty, an item is not an image or cannot be read, or the first is a different image each time.
     """
     name = type(items).__name__
     count = _count(items, name)
@@ -75,11 +75,11 @@ def open_items(items: Any) -> PlacedSource:
 
 
 def _count(items: Any, name: str) -> int:
-    """The number of items, each of which has to fit into memory as one number at least."""
+    """The number of items; memory must have room for at least one number for each."""
     try:
         count = len(items)
         np.empty(count, dtype=np.int64)
-    except Exception as error:  # of a program
+    except Exception as error:  # of the user's code
         reason = str(error) or type(error).__name__
         raise DataError(f"{name}: its __len__ is not the number of its images ({reason}).") from error
     if not count:
@@ -88,11 +88,11 @@ def _count(items: Any, name: str) -> int:
 
 
 def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bool]:
-    """The pixels uint8 (c, h, w) and the label of an item, and whether it is an image of Pillow, as of a file.
+    """The pixels uint8 (c, h, w) and the label of an item, and whether it is a Pillow image, as from a file.
 
     Raises:
         UnreadableImage: it cannot be opened, or the dataset raises an error.
-        DataError: it is no image.
+        DataError: it is not an image.
     """
     try:
         image, label = _split(items[index], where)
@@ -101,7 +101,7 @@ def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bo
         raise
     except (OSError, UnidentifiedImageError) as error:
         raise UnreadableImage(where, str(error) or type(error).__name__) from error
-    except Exception as error:  # of a program
+    except Exception as error:  # of the user's code
         if is_out_of_memory(error):
             raise
         raise UnreadableImage(where, f"{type(error).__name__}: {error}") from error
@@ -147,7 +147,7 @@ def _is_number(label: Any) -> bool:
 
 
 def _why_unlabelled(labels: Sequence[Any], name: str) -> str:
-    """The first label for which a dataset is unlabelled; empty where no item has one."""
+    """The first label that makes a dataset unlabelled; empty if no item has a label."""
     values = [_plain(label) for label in labels]
     if all(label is None for label in labels):
         return ""

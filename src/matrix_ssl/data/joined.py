@@ -14,7 +14,7 @@ from matrix_ssl.errors import DataError
 class JoinedSource(Source):
     """The images of several datasets; a subset shares them and holds fewer places.
 
-    It is labelled where all of them are, with the classes of all, sorted by name, or with ``classes``, those of the
+    It is labelled if all of them are, with the classes of all, sorted by name, or with ``classes``, those of the
     training split. Its identity is that of a single dataset with the same images in the same order.
     """
 
@@ -55,7 +55,7 @@ class JoinedSource(Source):
         return self._of([part.loaded() for part in self._parts])
 
     def _of(self, parts: Sequence[Source]) -> "JoinedSource":
-        """The same images in other parts; all of them where files have several pages."""
+        """The same images in other parts; all of them if files have several pages."""
         if all(part is own for part, own in zip(parts, self._parts, strict=True)):
             return self
         _check_kinds(parts)
@@ -128,7 +128,7 @@ def _labels(parts: Sequence[Source], classes: Classes) -> tuple[Labels, Classes]
 
 
 def _together(images: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """The pixels of all datasets, where each has them in memory and in one shape."""
+    """The pixels of all datasets, if all have them in memory and in the same shape."""
     present = [one for one in images if one is not None]
     same = len(present) == len(images) and len({one.shape[1:] for one in present}) == 1
     return torch.cat(present) if same and sum(one.numel() for one in present) <= MEMORY_LIMIT else None

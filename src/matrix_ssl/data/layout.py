@@ -1,7 +1,7 @@
 """How a folder of images is laid out: its splits, and which of its files are images.
 
-Names of splits are those that the package ``datasets`` of Hugging Face knows, in any case. What is left out, and what a
-folder was taken for, is put into words for the user.
+Names of splits are those that Hugging Face's package ``datasets`` knows, in upper or lower case. What is left out, and
+how a folder was interpreted, is put into words for the user.
 """
 
 import os
@@ -30,7 +30,7 @@ _SYSTEM_FOLDERS = frozenset([
 ])  # fmt: skip
 _SYSTEM_FILES = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"])
 
-# files that are no images here but may be for the user: what to do with them
+# files that are not images here but may be for the user: what to do with them
 _REMEDIES = {
     "Convert these images to JPEG or PNG": (
         ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".svg", ".ico", ".tga", ".exr", ".pnm", ".apng",
@@ -49,7 +49,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """The folders of the splits, and in words what was taken for what; empty where the whole folder is one dataset."""
+    """The folders of the splits, and a remark on how they were chosen; empty if the whole folder is one dataset."""
 
     train: Path
     test: Path | None
@@ -61,16 +61,16 @@ class Listing:
     """The files below a folder, relative to it."""
 
     images: list[str] = field(default_factory=list)  # sorted by path
-    others: Counter[str] = field(default_factory=Counter)  # visible files that are no images, by lower-case extension
+    others: Counter[str] = field(default_factory=Counter)  # visible files that are not images, by lower-case extension
     thumbnails: Counter[str] = field(default_factory=Counter)  # images of the system, by the name of their folder
-    special: Counter[str] = field(default_factory=Counter)  # what is no file, by its kind
+    special: Counter[str] = field(default_factory=Counter)  # what is not a file, by kind
 
     def leave_out(self, path: str) -> None:
-        """Counts a visible file that is no image."""
+        """Counts a visible file that is not an image."""
         self.others[Path(path).suffix.lower() or "none"] += 1
 
     def remark(self, folder: Path) -> str:
-        """What is left out, in words; empty where nothing is."""
+        """What is left out, in words; empty if nothing is."""
         parts = []
         if self.others:
             total = sum(self.others.values())
@@ -91,16 +91,17 @@ class Listing:
         return ", ".join(f"{extension} ({count})" for extension, count in common) + more
 
     def remedies(self) -> list[str]:
-        """What the user can do about those of the other files that may be images."""
+        """What the user can do about other files that may be images."""
         return [remedy for remedy, extensions in _REMEDIES.items() if not self.others.keys().isdisjoint(extensions)]
 
 
 def find_split_folders(folder: Path) -> SplitFolders:
     """The folders of the training and the test split.
 
-    A training folder (``TRAIN_NAMES``) is the training split when it is beside a test folder (``TEST_NAMES``), or
-    alone; beside other folders it is a class like them. Of several test folders one with class folders wins, then the
-    order above. Without this layout the folder itself is the training split and there is no test split.
+    A training folder (``TRAIN_NAMES``) is the training split if there is a test folder (``TEST_NAMES``) as well, or if
+    it is the only folder; next to other folders it is a class like them. Of several test folders, one with class
+    folders wins, then the order above. Without this layout, the folder itself is the training split, without a test
+    split.
 
     Raises:
         DataError: each of several folders has such splits, as in k-fold cross-validation.
@@ -123,9 +124,9 @@ def find_split_folders(folder: Path) -> SplitFolders:
 
 
 def list_images(folder: Path) -> Listing:
-    """The files below a folder, at any depth; hidden and system files are no images.
+    """The files below a folder, at any depth; hidden and system files do not count as images.
 
-    Arrays of NumPy are images where there are no others: beside images they are labels, features or the like.
+    NumPy arrays are images if there are no others: next to images they are taken for labels, features and so on.
     """
     listing, arrays = Listing(), list[str]()
     for path, is_kept in _walk(folder, listing.special):
@@ -156,7 +157,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def sort_member(name: str, listing: Listing) -> bool:
-    """Whether a file of an archive counts, by its name; a thumbnail is counted, what is hidden is nothing."""
+    """Whether a file in an archive counts, by its name; thumbnails are noted in the listing, hidden files are not."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     left_out = [part for part in parts if not _is_kept(part)]
     if is_image(name) and left_out and all(part.lower() in _SYSTEM_FOLDERS for part in left_out):
@@ -165,7 +166,7 @@ def sort_member(name: str, listing: Listing) -> bool:
 
 
 def describe_splits(place: str, train: Sequence[str], test: Sequence[str], unused: Sequence[str]) -> str:
-    """What is which split, in words; empty where all is the training split."""
+    """What is used as which split, in words; empty if everything is the training split."""
     if not (test or unused):
         return ""
     remark = f"{place}: training images from {_list(train)}" + (f", test images from {_list(test)}" if test else "")
@@ -192,14 +193,14 @@ def _is_kept(name: str) -> bool:
 
 
 def _place(path: str) -> str:
-    """The folder of the system that a left-out image is in, or what a hidden image is."""
+    """The system folder that a left-out image is in, or "hidden files" for a hidden image."""
     folders = Path(path).parts[:-1]
     return next((name for name in folders if not _is_kept(name)), "hidden files")
 
 
 def _walk(folder: Path, special: Counter[str]) -> Iterator[tuple[str, bool]]:
     """Every file below the folder, relative to it, and whether it counts; links to folders are followed unless they
-    lead in circles. Of hidden folders only those of ``_SYSTEM_FOLDERS`` are entered; ``special`` counts other things.
+    form a cycle. Of hidden folders, only ``_SYSTEM_FOLDERS`` are entered; ``special`` counts what is not a file.
 
     torchvision's ImageFolder cannot do this: it needs class folders, never ends on a link to an ancestor, and stops at
     the first broken link, which here counts as a file, so that it is reported as unreadable.
@@ -233,7 +234,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _entries(folder: Path, *, may_refuse: bool = False) -> list[os.DirEntry[str]]:
-    """The entries sorted by name; none of a folder that ``may_refuse``, such as lost+found, which is for root alone."""
+    """The entries sorted by name; none if refused and ``may_refuse``, as for lost+found, which only root can list."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -244,7 +245,7 @@ def _entries(folder: Path, *, may_refuse: bool = False) -> list[os.DirEntry[str]
 
 
 def _refuse_folds(folder: Path, inside: Sequence[Path]) -> None:
-    """Raises DataError where each of two folders or more has a training and a test folder of its own."""
+    """Raises DataError if each of two or more folders has a training and a test folder of its own."""
 
     def is_split(path: Path) -> bool:
         names = {entry.name.lower() for entry in list_folder(path) if _is_folder(entry)}

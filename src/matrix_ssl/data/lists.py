@@ -1,4 +1,4 @@
-"""Text files that list datasets, one on each line."""
+"""Text files that list datasets, one per line."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ _LONGEST = 2**24  # bytes
 def listed(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """The same data with every text file that lists datasets replaced by what it lists.
 
-    A line is a dataset; its path is relative to the folder of the file. Empty lines, and those that begin with #, are
-    nothing.
+    Each line is a dataset, with its path relative to the folder of the file. Empty lines and those that begin with #
+    are ignored.
 
     Raises:
-        DataError: a file lists nothing or is no text in UTF-8.
+        DataError: a file lists nothing or is not UTF-8 text.
     """
     names: list[str] = []
     for name in (data,) if isinstance(data, str) else data:

@@ -1,8 +1,8 @@
 """From a dataset to batches on the device: random views for training, central squares for evaluation.
 
-Training reads images in an order that is a function of (seed, epoch), and every global batch is cut into equal parts
+Training reads images in an order that is a function of (seed, epoch), and every global batch is split into equal parts
 by rank, so any number of processes sees the same samples. Datasets in memory are kept on the device and cropped there;
-files are decoded and cropped by worker processes, and every other change runs on the device in batches.
+files are decoded and cropped by worker processes, and every other augmentation runs on the device in batches.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from matrix_ssl.data.squares import centre_box
 from matrix_ssl.data.workers import CentralSquares, Crops, FinishedViews, RandomCrops, Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 
-_LARGE = 64  # pixels of a side from which views are made one by one on a CPU
-_LOOKED_AT = 64  # images that are looked at together
+_LARGE = 64  # side in pixels from which views are made one by one on a CPU
+_LOOKED_AT = 64  # images that are checked together
 _ORDER = 0x0DE2  # coordinate that keeps the sample order apart from the views
 
 
@@ -34,12 +34,12 @@ class Batch:
 
     step: int
     views: tuple[Tensor, ...]  # (n_local, c, s, s) each, s that of the view, normalised
-    indices: NDArray[np.int64]  # (n_local,), the images in them; where one cannot be read, its substitute
+    indices: NDArray[np.int64]  # (n_local,), the images in them; if one cannot be read, its substitute
     unreadable: list[Unreadable]
 
 
 class TrainingBatches:
-    """The batches of a training run, from any step on, as views of the given device and type.
+    """The batches of a training run, from any step on, as views on the given device and of the given type.
 
     ``batch_size`` is over all processes; it is at most the number of images and a multiple of ``world_size``.
     """
@@ -77,7 +77,7 @@ class TrainingBatches:
         self._order = (-1, np.zeros(0, np.int64))  # of the newest epoch: half a second of work for a million images
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Epoch of a step, and the images that this process takes, int64 (n_local,)."""
+        """The epoch of a step, and the images that this process takes, int64 (n_local,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._order[0]:
             self._order = epoch, permutation(len(self._source), self._seed, _ORDER, epoch)
@@ -135,7 +135,7 @@ class TrainingBatches:
     def _finish(
         self, images: Tensor, view: ViewConfig, keys: augment.Keys, boxes: augment.Array | None = None
     ) -> Tensor:
-        """A view of images or, without boxes, of their crops; of large ones by parts of one, which fit the cache."""
+        """A view of images or, without boxes, of their crops; large ones are made one by one to fit the cache."""
         n, channels, size = len(images), images.shape[1], view.image_size
         draws = augment.draw_view(view, keys, channels=channels)
         result = torch.empty((n, channels, size, size), dtype=self._dtype, memory_format=torch.channels_last)
@@ -172,7 +172,7 @@ def evaluation_batches(
 
 
 class _Readable(Reader[Crops]):
-    """Reads images only to see whether they can be read; a key is a range of images."""
+    """Reads images only to check whether they can be read; a key is a range of images."""
 
     def batch(self, key: range) -> Crops:
         unreadable = []
@@ -193,5 +193,5 @@ def unreadable_images(source: Source, *, workers: int) -> Iterator[Unreadable]:
 
 
 def largest_batch(images: int) -> int:
-    """The largest power of two that leaves at least one step an epoch."""
+    """The largest power of two that leaves at least one step per epoch."""
     return 1 << max(0, images.bit_length() - 1)

@@ -1,4 +1,4 @@
-"""Datasets that have names: the digits of scikit-learn, and what torchvision downloads."""
+"""Named datasets: the digits of scikit-learn, and those that torchvision downloads."""
 
 import warnings
 from pathlib import Path
@@ -13,20 +13,20 @@ from matrix_ssl.errors import DataError
 TORCHVISION_SETS = ("cifar10", "cifar100", "stl10", "stl10-unlabeled")
 NAMED_SETS = ("digits", *TORCHVISION_SETS)
 DATA_ROOT_VARIABLE = "MATRIX_SSL_DATA"
-HUGGING_FACE = "hf:"  # how the name or the folder of a dataset of Hugging Face begins
-IN_MEMORY = "memory:"  # how ``data.source`` begins where the images were in the memory of a program
+HUGGING_FACE = "hf:"  # prefix of the name or folder of a Hugging Face dataset
+IN_MEMORY = "memory:"  # prefix of ``data.source`` if the images were in the memory of a program
 Split = Literal["train", "test"]
 
 _DIGITS_TEST = 360
 
 
 def is_name(name: str) -> bool:
-    """Whether a dataset is meant by its name, not by its path."""
+    """Whether a dataset is given by name, not by path."""
     return name in NAMED_SETS or name.startswith((HUGGING_FACE, IN_MEMORY))
 
 
 def open_digits(split: Split) -> MemorySource:
-    """The 8x8 digits of scikit-learn, grey levels scaled to 0 to 255, in a fixed stratified split of 1437 and 360."""
+    """scikit-learn's 8x8 digits, with grey levels scaled to 0 to 255, in a fixed stratified split of 1437 and 360."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -40,7 +40,7 @@ def open_digits(split: Split) -> MemorySource:
 
 
 def open_torchvision(name: str, split: Split, *, folder: Path, download: bool) -> MemorySource:
-    """A dataset in torchvision's layout, whose pickles (CIFAR) it opens only if their checksums are the published."""
+    """A dataset in torchvision's layout, which opens pickles (CIFAR) only if they have the published checksums."""
     from torchvision import datasets
 
     try:

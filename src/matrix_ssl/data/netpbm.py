@@ -1,7 +1,7 @@
-"""PGM and PPM files of Netpbm whose levels Pillow would change: it keeps 8 bits of colours and scales those of grey.
+"""Netpbm's PGM and PPM files whose levels Pillow would change: it keeps 8 bits of colours and scales grey levels.
 
-A file is a magic number, width, height and the highest level, which may be any from 1 to 65535, in text with comments,
-and then the levels: in text (P2, P3), or in one byte or, above 255, two bytes each with the upper one first (P5, P6).
+A file has a magic number, width, height and the highest level, which may be any from 1 to 65535, as text with comments,
+then the levels: as text (P2, P3), or in one byte each or, above 255, two with the upper one first (P5, P6).
 """
 
 import re
@@ -20,13 +20,13 @@ _EXACT = {False: (255, 65535), True: (255,)}  # highest levels that Pillow keeps
 
 
 def is_changed(content: bytes) -> bool:
-    """Whether the bytes are such a file with other levels than those that Pillow keeps."""
+    """Whether the bytes are such a file, with levels other than those that Pillow keeps."""
     header = _HEADER.match(content)
     return header is not None and int(header[4]) not in _EXACT[header[1] in b"36"]
 
 
 def read_netpbm(content: bytes, where: str) -> tuple[NDArray[Any], float]:
-    """The levels (h, w, 1 or 3) of a file, and that of white; UnreadableImage, at ``where``, where it is damaged."""
+    """The levels (h, w, 1 or 3) of a file, and that of white; UnreadableImage, at ``where``, if it is damaged."""
     header = _HEADER.match(content)
     assert header is not None  # ``is_changed``
     width, height, highest = (int(header[place]) for place in (2, 3, 4))

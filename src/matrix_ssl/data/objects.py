@@ -1,7 +1,7 @@
-"""Datasets that are objects of Python: arrays, datasets of PyTorch and of Hugging Face, sequences of images.
+"""Datasets that are Python objects: arrays, PyTorch and Hugging Face datasets, and sequences of images.
 
-Their identity is their content, as that of files. Pixels of colours are uint8, or floating point in [0, 1], which is
-rounded to 8 bits; arrays of other channels, and of 16 bits, keep all of their numbers.
+Their identity is their content, as for files. Colour pixels are uint8, or floating point in [0, 1], which is rounded to
+8 bits; arrays with other channels, or of 16 bits, keep all of their numbers.
 """
 
 import os
@@ -34,13 +34,13 @@ _EXPECTED = (
 
 
 def as_data(data: object) -> Data:
-    """What ``open_source`` takes, for everything that a user may call images.
+    """Converts whatever a user may pass as images into what ``open_source`` takes.
 
     Args:
         data: a path or a name, or a list or column of them; a list of image files; an array or tensor of images, as
             ``pixels.as_images`` or ``array_source.channels_last`` takes it; a pair of images, as one of the last two,
-            and their labels; a map-style dataset of PyTorch or a sequence, of images, of pairs (image, label) or of
-            dictionaries; a ``Dataset`` or ``DatasetDict`` of Hugging Face.
+            and their labels; a PyTorch map-style dataset or a sequence, of images, of pairs (image, label) or of
+            dictionaries; a Hugging Face ``Dataset`` or ``DatasetDict``.
 
     Raises:
         DataError: it is none of these.
@@ -79,7 +79,7 @@ def as_data(data: object) -> Data:
 
 
 def in_colour(source: Source, channels: int) -> Source:
-    """A grey dataset of Python with three equal channels, where an encoder takes three; any other as it is."""
+    """A grey dataset from Python with three equal channels, if an encoder takes three; any other as it is."""
     if (source.channels, channels) != (1, 3):
         return source
     colour = source.copy()
@@ -97,7 +97,7 @@ def _location(path: str | os.PathLike[str]) -> str:
 
 
 def _paths(data: object) -> list[str]:
-    """The paths or names of a list, an array of text or a column of pandas; none where it is something else.
+    """The paths or names in a list, an array of text or a pandas column; empty for anything else.
 
     The column may be the only one of a table, as scikit-learn's ColumnTransformer passes it on.
     """

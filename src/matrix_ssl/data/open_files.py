@@ -1,7 +1,7 @@
-"""The limit of open files of a process, checked before it is reached; and why a file cannot be read.
+"""The limit on a process's open files, checked before it is reached, and the reason why a file cannot be read.
 
-A process at the limit cannot send a tensor to another process, and PyTorch's queues drop what they cannot send: the
-receiver waits for ever. So code that is about to need descriptors checks that there are enough of them.
+A process at the limit cannot send a tensor to another process, and PyTorch's queues drop what they cannot send, so the
+receiver waits forever. Code that is about to need descriptors therefore checks that there are enough of them.
 """
 
 import errno
@@ -27,7 +27,7 @@ def check_open_files(more: int) -> None:
 
 
 def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
-    """The reason why a file cannot be read; OpenFilesError at the limit, which holds for every other file as well."""
+    """The reason why a file cannot be read; OpenFilesError at the limit, which affects every other file as well."""
     if error.errno == errno.EMFILE:
         raise open_files_error(setting) from error
     if isinstance(error, FileNotFoundError):
@@ -38,7 +38,7 @@ def why_unreadable(error: OSError, *, setting: str = "data.workers") -> str:
 
 
 def open_files_error(setting: str = "data.workers") -> OpenFilesError:
-    """The error to raise at the limit; ``setting`` is that of the number of workers, 0 open the fewest files."""
+    """The error to raise at the limit; ``setting`` is the number of workers, of which 0 open the fewest files."""
     limit = system.open_file_limit() or 0
     option = OFFERED.first(f"--set {setting}=0", "--set workers=0", "--workers 0")
     return OpenFilesError(

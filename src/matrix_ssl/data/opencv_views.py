@@ -1,7 +1,7 @@
-"""Random views by OpenCV in 8 bits: those of ``augment``, from the same random numbers, but for rounding.
+"""Random views made by OpenCV in 8 bits: those of ``augment``, from the same random numbers, except for rounding.
 
-Every change rounds its result to a level, as Pillow does. Hues have 256 steps, and filters of a blur coefficients of 8
-bits. OpenCV gets one thread: batches are spread over workers, and its threads do not survive a fork.
+Every augmentation rounds its result to a level, as Pillow does. Hues have 256 steps, and blur filters have 8-bit
+coefficients. OpenCV gets one thread: batches are spread over workers, and its threads do not survive a fork.
 """
 
 import functools
@@ -19,7 +19,7 @@ from matrix_ssl.data.augment import Draws
 from matrix_ssl.data.base import Source
 from matrix_ssl.errors import ConfigError, import_extra
 
-Levels = NDArray[np.uint8]  # (s, s, 3), or (s, s) of one channel
+Levels = NDArray[np.uint8]  # (s, s, 3), or (s, s) for one channel
 
 _LEVELS = np.arange(256)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)  # as ``augment.Draws.order`` numbers them
@@ -27,14 +27,14 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)  # as ``augment.Draws.order
 
 @functools.cache
 def library() -> Any:
-    """OpenCV with one thread; MissingExtra where it is not installed."""
+    """OpenCV with one thread; MissingExtra if it is not installed."""
     cv2 = import_extra("cv2", extra="opencv")
     cv2.setNumThreads(0)
     return cv2
 
 
 def check(source: Source, device: torch.device) -> None:
-    """Raises ConfigError where views are not made on a CPU in 8 bits, MissingExtra where OpenCV is not installed."""
+    """Raises ConfigError if views are not made on a CPU in 8 bits, MissingExtra if OpenCV is not installed."""
     if device.type != "cpu":
         raise ConfigError(
             f"data.view_backend=opencv makes views on a CPU, and this training is on {device.type}: use --set "
@@ -52,14 +52,14 @@ def check(source: Source, device: torch.device) -> None:
 def write_views(
     images: Iterable[Tensor], boxes: NDArray[np.int64], view: ViewConfig, draws: Draws, places: Levels
 ) -> None:
-    """Makes a view of every image, uint8 (c, h, w) with c of 1 or 3, at ``places``, (n, s, s, c)."""
+    """Writes a view of every image, uint8 (c, h, w) with c of 1 or 3, to ``places``, (n, s, s, c)."""
     for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
         pixels = change(crop(image, box, view.image_size), view, draws, row)
         places[row] = pixels.reshape(places.shape[1:])
 
 
 def normalise(levels: Levels, mean: tuple[float, ...], std: tuple[float, ...], *, dtype: torch.dtype) -> Tensor:
-    """``augment.normalise`` of levels (n, s, s, c), from a table: floating point (n, c, s, s), channels last."""
+    """``augment.normalise`` of levels (n, s, s, c), by a lookup table: floating point (n, c, s, s), channels last."""
     n, side, _, channels = levels.shape
     units = torch.arange(256, dtype=dtype).view(256, 1, 1, 1).expand(-1, channels, -1, -1) / 255
     table = augment.normalise(units, mean, std).view(1, 256, channels).numpy()
@@ -69,7 +69,7 @@ def normalise(levels: Levels, mean: tuple[float, ...], std: tuple[float, ...], *
 
 
 def crop(image: Tensor, box: NDArray[np.int64], size: int) -> Levels:
-    """The crop of one image, resized: by OpenCV where it grows, else with antialiasing as ``augment.crop``."""
+    """The crop of one image, resized: by OpenCV if it grows, else with antialiasing as in ``augment.crop``."""
     cv2 = library()
     top, left, height, width = box.tolist()
     if max(height, width) > size:
@@ -79,7 +79,7 @@ def crop(image: Tensor, box: NDArray[np.int64], size: int) -> Levels:
 
 
 def change(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
-    """Applies every change of a view but the crop, with the random numbers of one row, as ``augment.change``."""
+    """Applies all augmentations except the crop, with the random numbers of one row, as in ``augment.change``."""
     cv2 = library()
     if draws.flip[row]:
         pixels = cv2.flip(pixels, 1)
@@ -97,7 +97,7 @@ def change(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
     if draws.blur[row]:
         pixels = _blur(pixels, float(draws.sigma[row]))
     if pixels.ndim == 3 and draws.solarize[row]:
-        pixels = cv2.min(pixels, cv2.bitwise_not(pixels))  # of a level below 128 itself, else the inverse
+        pixels = cv2.min(pixels, cv2.bitwise_not(pixels))  # a level below 128 itself, else its inverse
     if draws.exponent is not None:
         pixels = cv2.LUT(pixels, _rounded(255 * (_LEVELS / 255) ** draws.exponent[row]))
     if view.noise:
@@ -108,7 +108,7 @@ def change(pixels: Levels, view: ViewConfig, draws: Draws, row: int) -> Levels:
 
 
 def _channels_last(image: Tensor) -> Levels:
-    """An image (c, h, w) as OpenCV has them, without a copy where channels are last in memory."""
+    """An image (c, h, w) in OpenCV's layout, without a copy if the channels are last in memory."""
     if len(image) == 3 and image.stride(0) == 1:
         return image.permute(1, 2, 0).numpy()
     return library().merge(list(image.numpy()))
@@ -165,7 +165,7 @@ def _channel_jitter(pixels: Levels, factors: NDArray[np.float64]) -> Levels:
 
 
 def _blur(pixels: Levels, sigma: float) -> Levels:
-    """A Gaussian filter, cut at four standard deviations; its coefficients of 8 bits have a sum of exactly 1."""
+    """A Gaussian filter, cut off at four standard deviations; its 8-bit coefficients sum to exactly 1."""
     cv2 = library()
     reach = max(1, min(len(pixels) - 1, int(np.ceil(4 * sigma))))
     weights = np.rint(256 * cv2.getGaussianKernel(2 * reach + 1, sigma))

@@ -1,7 +1,7 @@
-"""Opens image files with Pillow: only known formats, silently, bounded in size, damage as one kind of error.
+"""Opens image files with Pillow: only known formats, silently, bounded in size, with one kind of error for damage.
 
 Only the formats below are tried: Pillow has more, some of which start other programs. HEIC is read by the package
-pillow-heif (the extra ``heic``), AVIF by Pillow itself where it was built with it, as from version 11.3 on.
+pillow-heif (the extra ``heic``), AVIF by Pillow itself if it was built with it, as it is from version 11.3 on.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ EXTENSIONS = frozenset([
 ])  # fmt: skip
 ARRAY_EXTENSION = ".npy"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if _AVIF else ()))
-_PAGED = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depths, which are no pages
+_PAGED = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # a JPEG may hold thumbnails and depth maps, which are not pages
 MOST_PAGES = 10_000
 Result = TypeVar("Result")
 Again = Callable[[], Image.Image]  # opens an image again, which takes as long as the first time
@@ -39,7 +39,7 @@ for _logger in _LOGGERS:
     _logger.addHandler(logging.NullHandler())  # a logger with no handler at all writes to the terminal
 _most_pixels: ContextVar[int | None] = ContextVar("most_pixels", default=None)
 
-# kinds of images under the name of another one: place and beginning of their bytes
+# kinds of files that may have the name of an image: offset and value of their first bytes
 _OTHER_KINDS = (
     *(() if _AVIF else ((4, b"ftypavif", "an AVIF image"),)), (4, b"ftypcrx", "a raw image of a camera"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"), (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
@@ -52,7 +52,7 @@ _AVIFS = (b"ftypavif", b"ftypavis")
 _AV1_HEADER, _ABOVE_8, _TWELVE = b"av1C\x81", 0x40, 0x20  # its beginning, and bits of the second byte after it
 _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 
-# what decoders raise, or once raised, on damaged bytes; a hundred thousand damaged files raised nothing else of Pillow
+# what decoders raise, or once raised, on damaged bytes; on a hundred thousand damaged files Pillow raised nothing else
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
                   RuntimeError, MemoryError, EOFError, struct.error)  # fmt: skip
 
@@ -64,9 +64,9 @@ class TooManyPixels(UnreadableImage):
 def decode(
     content: bytes, where: str, convert: Callable[[Image.Image, Tiff | None, Again], Result], *, page: int = 0
 ) -> Result:
-    """What ``convert`` makes of the opened image, the tags of a TIFF file, and a call that opens the image again.
+    """The result of ``convert`` for the opened image, the tags of a TIFF file, and a call that opens the image again.
 
-    UnreadableImage, at ``where``, if the bytes are not an image, are damaged or would decode to an absurd size.
+    Raises UnreadableImage, at ``where``, if the bytes are not an image, are damaged or would decode to an absurd size.
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
@@ -91,7 +91,7 @@ def decode(
 
 @contextlib.contextmanager
 def reported(content: bytes, where: str, tags: Tiff | None = None) -> Iterator[None]:
-    """What a decoder raises in the block as UnreadableImage, at ``where``, and its warnings and log hidden."""
+    """Turns what a decoder raises in the block into UnreadableImage, at ``where``, and hides its warnings and log."""
     try:
         with quiet_pillow():
             yield
@@ -118,7 +118,7 @@ def check_size(width: int, height: int, where: str, *, channels: int = 1) -> Non
 
 @contextlib.contextmanager
 def at_most(pixels: int) -> Iterator[None]:
-    """A block in whose thread no image of more pixels is decoded; Pillow's own limit stays the highest."""
+    """Within the block, its thread decodes no image with more pixels; Pillow's own limit remains the highest."""
     before = _most_pixels.set(pixels)
     try:
         yield
@@ -127,9 +127,9 @@ def at_most(pixels: int) -> Iterator[None]:
 
 
 def page_numbers(content: bytes) -> list[int]:
-    """The pages or frames of a file that are images of their own: not the previews and masks of a TIFF.
+    """The pages or frames of a file that are images in their own right: not the previews and masks of a TIFF.
 
-    A file that cannot be read has one page; ``MOST_PAGES`` are counted at most.
+    A file that cannot be read has one page; at most ``MOST_PAGES`` are counted.
     """
     if tiff.is_tiff(content):
         return tiff.page_numbers(content, most=MOST_PAGES)
@@ -148,12 +148,12 @@ def page_numbers(content: bytes) -> list[int]:
 
 
 def is_heif(content: bytes) -> bool:
-    """Whether the bytes begin as those of an HEIC image do."""
+    """Whether the bytes begin like those of an HEIC image."""
     return content[4:].startswith(_HEIF)
 
 
 def avif_bits(content: bytes) -> int:
-    """Bits of a channel of an AVIF image by its headers, the most of any of its parts; 0 for bytes of other formats.
+    """Bits per channel of an AVIF image by its headers, the most of any of its parts; 0 for bytes of other formats.
 
     Reference: AV1 Codec ISO Media File Format Binding 1.2.0, section 2.3, the box av1C.
     """
@@ -189,7 +189,7 @@ def quiet_pillow() -> Iterator[None]:
     before = [logger.propagate for logger in _LOGGERS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in _LOGGERS:  # not by their levels: to set one clears the caches of all loggers of the program
+        for logger in _LOGGERS:  # not by their levels: setting one clears the caches of all loggers in the program
             logger.propagate = False
         try:
             yield
@@ -210,7 +210,7 @@ def _open(content: bytes, where: str) -> Image.Image:
 
 
 def _other_kind(content: bytes) -> str:
-    """The reason for bytes that are of no known format: that of a format whose beginning is known."""
+    """The reason to give for bytes of no readable format, which names the format if its first bytes are known."""
     kind = next((kind for at, start, kind in _OTHER_KINDS if content[at:].startswith(start)), "")
     return f"{kind}; save it as JPEG or PNG" if kind else "not an image, or its first bytes are damaged"
 

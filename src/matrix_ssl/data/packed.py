@@ -1,7 +1,7 @@
 """Packed datasets: .npz files that hold encoded images back to back.
 
-Arrays: ``jpeg`` (uint8, the image files in sequence, of any format that ``images`` reads) and ``offs`` (n+1 integers,
-where each begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
+Arrays: ``jpeg`` (uint8, the image files in sequence, in any format that ``images`` reads) and ``offs`` (n+1 integers,
+where each file begins; the last is the end); optionally ``y`` (n integer labels) and ``classes`` (names).
 """
 
 import os
@@ -23,13 +23,13 @@ from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_label
 from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.errors import DataError, memory_is_short
 
-_OTHERS = ("offs", "y", "classes")  # arrays beside the images
-MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read at once
+_OTHERS = ("offs", "y", "classes")  # arrays other than the images
+MAPPED_FROM = 2**26  # bytes of images, 64 MiB: those of a larger file are not read all at once
 _NAME_LENGTH = 26  # place in the header of an entry of a zip archive (PKWARE, APPNOTE 4.3.7)
-_TEST_WORDS = ("test", "val", "dev")  # in the order of preference; "val" is in "eval" and "validation" as well
+_TEST_WORDS = ("test", "val", "dev")  # in order of preference; "val" is in "eval" and "validation" as well
 
 
-PLAN = "pack.json"  # in a folder that ``matrix-ssl pack`` wrote: what it is for
+PLAN = "pack.json"  # in a folder that ``matrix-ssl pack`` wrote: what it is to hold
 FILES = "checksums.json"  # likewise: the files that are done
 
 
@@ -75,10 +75,10 @@ class PackedSource(EncodedSource):
 
 
 def open_packed(paths: Sequence[Path], *, name: str, training: Sequence[Path] = ()) -> PlacedSource:
-    """Opens packed files as one dataset, in the order of ``paths``; they agree about labels and classes.
+    """Opens packed files as one dataset, in the order of ``paths``; they must agree on labels and classes.
 
     Args:
-        training: files of the training split, whose classes labels without names of their own are among.
+        training: files of the training split, whose classes apply to labels without names of their own.
     """
     shards = [read_shard(path) for path in paths]
     first = shards[0]
@@ -99,9 +99,9 @@ def open_packed(paths: Sequence[Path], *, name: str, training: Sequence[Path] = 
 
 
 def check_folder(folder: Path, paths: Sequence[Path]) -> None:
-    """Raises DataError where the packed files of a folder are not all those that were packed into it, and no others.
+    """Raises DataError unless the packed files of a folder are all those that were packed into it, and no others.
 
-    Other programs leave no list of their files: then any are right.
+    Other programs leave no list of their files: then any are accepted.
     """
     if not (folder / FILES).exists():
         return
@@ -133,9 +133,9 @@ def _splits(listed: Sequence[dict[str, str]]) -> set[str]:
 def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Sorts packed files of one folder into the training and the test split by their names.
 
-    Files with "train" in the name are the training split, those with "test" the test split; where there is none, those
-    with "val", or else "dev" as a word of its own. If no name has "train", the training split is every file that is not
-    for testing.
+    Files with "train" in the name are the training split, and those with "test" the test split or, if there are none,
+    those with "val", or else "dev" as a word of its own. If no name has "train", the training split is every file that
+    is not for testing.
     """
     test = next((files for word in _TEST_WORDS if (files := _named(paths, word))), [])
     train = _named(paths, "train") or [path for path in paths if path not in _named(paths, *_TEST_WORDS)]
@@ -143,7 +143,7 @@ def split_packed(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file has the arrays of a packed dataset, or cannot be looked into."""
+    """Whether a file has the arrays of a packed dataset, or cannot be inspected."""
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return {"jpeg.npy", "offs.npy"} <= set(archive.namelist())
@@ -185,7 +185,7 @@ def _names(classes: np.ndarray, path: Path) -> list[str]:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file. The images of a large one are mapped: what is read of them is read when it is needed."""
+    """The arrays of a file. The images of a large one are memory-mapped, so they are read only when they are needed."""
     try:
         with open_file(path) as file:
             mapped = _mapped_images(file)
@@ -229,7 +229,7 @@ def _mapped_images(file: FileIO) -> np.ndarray | None:
 
 
 def _named(paths: Sequence[Path], *words: str) -> list[Path]:
-    """The files whose name has one of the words: "dev" as a whole word, since "device" has it, too."""
+    """The files whose name has one of the words; "dev" must be a whole word, since "device" has it, too."""
 
     def has(stem: str, word: str) -> bool:
         return word in (re.split(r"[^a-z]+", stem) if word == "dev" else stem)

@@ -1,4 +1,4 @@
-"""The files of a dataset, encoded once: what ``packed`` reads."""
+"""Encodes the images of a dataset once, into the files that ``packed`` reads."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from matrix_ssl.data.images import Unreadable
 from matrix_ssl.data.workers import Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 
-_IMAGES = 32  # that a worker encodes at a time
+_IMAGES = 32  # images that a worker encodes at a time
 
 
 @settings
@@ -27,9 +27,9 @@ class PackSettings:
     """How images are stored.
 
     Attributes:
-        short_side: images whose shorter side has more pixels are made as small; 0: none is.
-        quality: of JPEG, for images that are made smaller; 95 keeps more, 75 less.
-        shard_mib: mebibytes of images in one file, or a single image that is larger.
+        short_side: images whose shorter side has more pixels are reduced to this size; 0: none is.
+        quality: of JPEG, for images that are reduced; 95 keeps more, 75 less.
+        shard_mib: mebibytes of images in one file, unless a single image is larger.
         channels: 1 to 16, which images keep with all of their bits; -1: those of the first image; 0: colours.
         pages: which pages or frames of a file are images, as ``data.pages``.
     """
@@ -58,7 +58,7 @@ class Shard:
     size: int = 0
 
     def write(self, file: IO[bytes], source: Source) -> None:
-        """Writes the arrays of ``packed``: the same bytes for the same images, whenever and wherever."""
+        """Writes the arrays that ``packed`` reads; the same images always give the same bytes."""
         arrays: dict[str, Any] = {
             "jpeg": np.frombuffer(b"".join(self.images), np.uint8),
             "offs": np.cumsum([0, *map(len, self.images)], dtype=np.int64),
@@ -71,12 +71,12 @@ class Shard:
 def encode(source: Source, index: int, how: PackSettings) -> bytes:
     """One image as it is stored, or UnreadableImage.
 
-    An image that is in a file and small enough keeps the bytes of its file. One that is larger becomes a JPEG of the
-    settings' short side, reduced with antialiasing. One that is in no file, or whose levels a level of white changes,
-    becomes a PNG.
+    An image that is in a file and small enough keeps the bytes of its file. One that is larger becomes a JPEG with the
+    short side of the settings, reduced with antialiasing. One that is not in a file, or whose levels are changed by a
+    white level, becomes a PNG.
 
-    Where images keep all of their channels and bits, one that is larger, or that is not a whole file, becomes an array
-    of NumPy, with numbers of the same type.
+    If images keep all of their channels and bits, one that is larger, or that is not a whole file, becomes a NumPy
+    array, with numbers of the same type.
     """
     if source.reading.channels:
         return _encode_values(source, index, how)
@@ -105,7 +105,7 @@ def _encode_values(source: Source, index: int, how: PackSettings) -> bytes:
 
 
 def shards(source: Source, how: PackSettings, *, start: int = 0, workers: int = -1) -> Iterator[Shard]:
-    """The files of a dataset from image ``start`` on, cut by their sizes alone; errors as in ``read_batches``."""
+    """The files of a dataset from image ``start`` on, divided by size alone; errors as in ``read_batches``."""
     keys = (range(i, min(i + _IMAGES, len(source))) for i in range(start, len(source), _IMAGES))
     shard = Shard(start, start)
     for batch in read_batches(_Encoder(source, how), keys, workers=workers):

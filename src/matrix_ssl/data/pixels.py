@@ -1,4 +1,4 @@
-"""Pixels of arrays, tensors and images of Pillow as uint8 tensors with the channels first."""
+"""Pixels of arrays, tensors and Pillow images as uint8 tensors with the channels first."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def as_images(images: NDArray[Any] | Tensor, what: str) -> Tensor:
         what: its name at the beginning of a message.
 
     Raises:
-        DataError: type, shape or values are different.
+        DataError: type, shape or values are not as described.
     """
     pixels = _as_tensor(images)
     if pixels is None or pixels.ndim not in (3, 4) or not pixels.numel() or not _is_known(pixels.dtype):
@@ -49,7 +49,7 @@ def as_images(images: NDArray[Any] | Tensor, what: str) -> Tensor:
 
 
 def as_image(image: Any, what: str) -> Tensor:
-    """One image, uint8 (c, h, w): one of Pillow, or an array (h, w), (c, h, w) or (h, w, c) as ``as_images`` takes."""
+    """One image, uint8 (c, h, w), from Pillow or from an array (h, w), (c, h, w) or (h, w, c) as in ``as_images``."""
     if isinstance(image, Image.Image):
         return to_tensor(image, what)
     if not isinstance(image, (np.ndarray, Tensor)):
@@ -58,10 +58,10 @@ def as_image(image: Any, what: str) -> Tensor:
 
 
 def viewable(pixels: Tensor) -> Tensor:
-    """An image as a person sees it, uint8 with 1 or 3 channels, from one of a dataset, (c, h, w).
+    """An image of a dataset, (c, h, w), as a person sees it: uint8 with 1 or 3 channels.
 
-    Of more channels the first three are red, green and blue, of two red and green. Where an image keeps all of its
-    bits, its own highest number is white.
+    Of more than three channels, the first three are red, green and blue; two are red and green. If an image keeps all
+    of its bits, its own highest value is white.
     """
     channels = len(pixels)
     if channels == 2:

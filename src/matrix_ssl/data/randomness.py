@@ -37,10 +37,10 @@ def uniform(*coordinates: int | NDArray[np.integer], draws: int) -> NDArray[np.f
 
 
 def short_seed(seed: int) -> int:
-    """A seed below 2³² for generators of other libraries: a smaller one itself, of a larger one a hash."""
+    """A seed below 2³² for generators of other libraries: a smaller seed as it is, a hash of a larger one."""
     return seed if seed < 2**32 else int(hash_integers(seed)) % 2**32
 
 
 def permutation(n: int, *coordinates: int) -> NDArray[np.int64]:
-    """A random order of ``range(n)`` that depends on the coordinates only."""
+    """A random order of ``range(n)`` that depends only on the coordinates."""
     return np.argsort(hash_integers(*coordinates, np.arange(n)), kind="stable")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 8  # classes that a sentence lists
-_LOOKED_AT = 256  # images of more than 8 bits, for their highest level
+_LOOKED_AT = 256  # images of more than 8 bits that are checked for their highest level
 _FULL_BITS = 16  # of levels
 
 
@@ -50,10 +50,10 @@ class Splits:
 
     train: Callable[[], Source]
     test: Callable[[], Source] | None
-    memory: str = ""  # what the dataset is, such as "array", where it exists in the memory of this process alone
+    memory: str = ""  # what the dataset is, such as "array", if it exists only in the memory of this process
 
 
-Data = str | tuple[str, ...] | Splits  # a name or path, several of them, or a dataset that is opened already
+Data = str | tuple[str, ...] | Splits  # a name or path, several of them, or a dataset that is already open
 
 
 def open_source(
@@ -63,16 +63,16 @@ def open_source(
 
     Args:
         data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them, a
-            .tar file or a folder of them, a .txt file that lists datasets (``listed``), ``hf:NAME``, or a name. Those
-            in ``NAMED_SETS`` always mean these datasets; for a folder of that name write ``./cifar10``. Any other may
-            be a folder in the data root. Several are one dataset. Objects of Python: see ``objects.as_data``.
+            .tar file or a folder of them, a .txt file that lists datasets (``listed``), ``hf:NAME``, or a name. Names
+            in ``NAMED_SETS`` always mean those datasets; for such a folder, write ``./cifar10``. Any other may be a
+            folder in the data root. Several are joined into one. For Python objects, see ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
         reading: how files become pixels.
 
     Raises:
-        ConfigError: the split is neither.
+        ConfigError: the split is neither of the two.
         DataError: the dataset is absent, empty or damaged, or has no such split.
         MissingExtra: ``hf:`` without the package ``datasets``.
     """
@@ -89,7 +89,7 @@ def open_source(
 
 
 def _as_read(source: Source, reading: Reading) -> Source:
-    """A dataset as it is to be read, with a warning where its images of more than 8 bits become nearly black."""
+    """A dataset as it is to be read, with a warning if its images of more than 8 bits become nearly black."""
     source = read_as(source, reading).loaded()
     if not (reading.white_level or reading.channels) and (remark := _dark(source)):
         source.remarks = (*source.remarks, remark) if remark not in source.remarks else source.remarks
@@ -97,22 +97,22 @@ def _as_read(source: Source, reading: Reading) -> Source:
 
 
 def read_as(source: Source, reading: Reading) -> Source:
-    """A dataset with its files read in a way, and with the number of channels of the first image where that is -1."""
+    """A dataset with its files read as given, and with the number of channels of the first image if that is -1."""
     if reading.channels == -1:
         reading = dataclasses.replace(reading, channels=_channels(source.with_reading(reading)))
     return source.with_reading(reading)
 
 
 def _channels(source: Source) -> int:
-    """How many channels the first image has that can be read."""
+    """The number of channels of the first image that can be read."""
     values, _, _ = read_or_replace(source.values, 0, len(source))
     return int(values.shape[2])
 
 
 def _dark(source: Source) -> str:
-    """A warning where images use less than half of the levels of their 16 bits; empty for any other images.
+    """A warning if images use less than half of the levels of their 16 bits; empty for any other images.
 
-    The first image decides whether more are looked at, at most ``_LOOKED_AT``, spread evenly over the dataset.
+    The first image decides whether more are checked, at most ``_LOOKED_AT``, spread evenly over the dataset.
     """
     if not source.highest_level(0):
         return ""
@@ -130,19 +130,19 @@ def _dark(source: Source) -> str:
 
 
 def has_test_split(data: Data, *, data_root: Path | None, download: bool = False) -> bool:
-    """Whether ``open_source`` can open the split "test"; where not, ``split_source`` holds one out."""
+    """Whether ``open_source`` can open the split "test"; if not, ``split_source`` can hold one out."""
     return find_splits(data, data_root=data_root, download=download).test is not None
 
 
 def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
-    """The training and the held-out images, both in their old order.
+    """The training and the held-out images, both in their original order.
 
-    A random ``fraction`` in (0, 1) of every class is held out, at least one image and not all; of all if unlabelled. A
-    class with a single image stays in training; the remarks of the held-out images name it.
+    A random ``fraction`` in (0, 1) of every class, or of all images if unlabelled, is held out: at least one image and
+    never all. A class with a single image stays in training; the remarks of the held-out images name it.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
-        DataError: no class, or the whole, has two images.
+        DataError: no class, or not even the whole dataset, has two images.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"The held-out fraction {fraction} must be between 0 and 1.")
@@ -169,21 +169,21 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
 
 
 def choose_subset(source: Source, count: int, *, seed: int) -> Source:
-    """A random choice of images, in their old order; all of them if ``count`` is 0 or there are no more."""
+    """A random choice of images, in their original order; all of them if ``count`` is 0 or there are no more."""
     if not count or count >= len(source):
         return source
     return source.subset(np.sort(permutation(len(source), seed)[:count]))
 
 
 def describe(data: Data) -> str:
-    """A dataset as ``config.json`` and messages name it; several with commas between."""
+    """A dataset as ``config.json`` and messages name it; several are separated by commas."""
     if isinstance(data, Splits):
         return f"{IN_MEMORY}{data.memory}"
     return data if isinstance(data, str) else ", ".join(data)
 
 
 def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Names and paths with the whole path of what exists here, so that they hold in every folder; names as they are."""
+    """Names and paths, with the full path of what exists here, so that they hold in every folder; names as they are."""
     if not isinstance(data, str):
         return tuple(str(absolute(one)) for one in data)
     prefix = HUGGING_FACE if data.startswith(HUGGING_FACE) else ""
@@ -261,7 +261,7 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
 
 
 def _root(data_root: Path | None) -> Path | None:
-    """The folder of named datasets, of the option or of the environment."""
+    """The folder of named datasets, from the option or from the environment."""
     if data_root is None and (variable := os.environ.get(DATA_ROOT_VARIABLE)):
         return expanded(variable)
     return data_root
@@ -280,7 +280,7 @@ def _at(path: Path) -> Splits:
     name = path.resolve().name
     packed = packed_files(path)
     has_images = bool(packed) and holds_images(path)
-    if packed and not (has_images and not any(map(is_packed, packed))):  # else they are other files beside images
+    if packed and not (has_images and not any(map(is_packed, packed))):  # else they are other files next to images
         check_folder(path, packed)
         train_files, test_files = split_packed(packed)
         if not train_files:
@@ -298,7 +298,7 @@ def _at(path: Path) -> Splits:
 
 
 def _of_archives(paths: list[Path], name: str) -> Splits:
-    """The splits of archives by their names, as those of packed files."""
+    """The splits of archives by their names, as for packed files."""
     train, test = split_packed(paths)
     if not train:
         raise DataError(
@@ -319,14 +319,14 @@ def _split_remark(folder: Path, paths: list[Path], train: list[Path], test: list
 
 
 def _remarked(opener: Callable[[], Source], *remarks: str) -> Source:
-    """A dataset with sentences on its layout, those that are not empty, before its own remarks."""
+    """A dataset with sentences on its layout, except empty ones, before its own remarks."""
     source = opener()
     source.remarks = (*filter(None, remarks), *source.remarks)
     return source
 
 
 def _open_test_folder(train_folder: Path, test_folder: Path, *, name: str) -> Source:
-    """Numbers the classes as the training split does, also where the test split lacks one."""
+    """Numbers the classes as the training split does, even if the test split lacks one."""
     return open_folder(test_folder, name=name, classes=open_folder(train_folder, name=name).classes)
 
 
@@ -385,7 +385,7 @@ def did_you_mean_path(path: Path, known: Iterable[str] = ()) -> str:
 
 
 def _missing(name: str, path: Path, root: Path | None) -> str:
-    """The places searched, and what was meant."""
+    """The places searched, and what may have been meant."""
     known = (*NAMED_SETS, *(_names_in(root) if root else ())) if len(path.parts) == 1 else ()
     hint = did_you_mean_path(path, known)
     searched = f" or in {root}" if root else ""

@@ -1,9 +1,9 @@
-"""Central squares of images as evaluation takes them, by NumPy and Pillow alone. Imports no torch.
+"""The central squares of images that evaluation uses, made with NumPy and Pillow alone. Imports no torch.
 
-Pixels of 8 bits are resized as PyTorch does it on processors with AVX2, bit for bit: the antialiased triangle filter of
-Pillow, first along the rows and then along the columns, each rounded to 8 bits, with weights of 16 bits and as many
-binary places as the largest one leaves. On other machines PyTorch computes in floating point, and its pixels differ by
-one level at most. Pixels in floating point are resized by Pillow, which differs from PyTorch by rounding.
+8-bit pixels are resized bit for bit as PyTorch does it on processors with AVX2: with Pillow's antialiased triangle
+filter, first along the rows and then along the columns, each rounded to 8 bits, with 16-bit weights that have as many
+binary places as the largest one allows. On other machines PyTorch computes in floating point, and its pixels differ by
+at most one level. Floating-point pixels are resized by Pillow, which differs from PyTorch by rounding.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _MOST_PLACES = 22  # binary places of a weight
-_ROWS = 16  # of the result that are computed together
+_ROWS = 16  # rows of the result that are computed together
 
 
 def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int, int]:
@@ -23,7 +23,7 @@ def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int,
 
 
 def central_square(pixels: NDArray[Any], *, fraction: float, size: int) -> NDArray[Any]:
-    """The central square of an image (c, h, w), uint8 or float32, with antialiasing, of the same type (c, size, size).
+    """The central square of an image (c, h, w), uint8 or float32, resized with antialiasing to (c, size, size).
 
     Args:
         fraction: of the shorter side, in (0, 1].
@@ -41,7 +41,7 @@ def central_square(pixels: NDArray[Any], *, fraction: float, size: int) -> NDArr
 
 
 def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The last axis of an image resized, rounded half up."""
+    """Resizes the last axis of an image, rounding half up."""
     length = pixels.shape[-1]
     starts, weights, places = _weights(length, size)
     result = np.empty((*pixels.shape[:-1], size), dtype=np.uint8)
@@ -52,13 +52,13 @@ def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         for row in rows:
             taps = weights[row, : high - starts[row]]
             matrix[starts[row] - low : starts[row] - low + len(taps), row - first] = taps
-        sums = pixels[..., low:high].astype(np.float64) @ matrix  # whole numbers below 2**53: exact
+        sums = pixels[..., low:high].astype(np.float64) @ matrix  # integers below 2**53: exact
         result[..., first : first + len(rows)] = np.clip(np.floor((sums + 2 ** (places - 1)) / 2**places), 0, 255)
     return result
 
 
 def _weights(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
-    """First pixel (size,) and weights (size, taps) of every pixel of the result, whole numbers, and their places."""
+    """First pixel (size,) and integer weights (size, taps) of every pixel of the result, and their binary places."""
     scale = length / size
     support = max(scale, 1.0)
     centres = scale * (np.arange(size) + 0.5)

@@ -1,6 +1,6 @@
-"""Range, mean and deviation of the pixels of a dataset, measured on its images.
+"""Range, mean and standard deviation of the pixels of a dataset, measured on its images.
 
-Every image counts the same, whatever its size: the mean is that of the means of the images, and the deviation that of
+Every image counts equally, whatever its size: the mean is the mean of the images' means, and the deviation is that of
 the pixels of a random image, sqrt(mean of E[x²] - mean²).
 """
 
@@ -17,21 +17,21 @@ from matrix_ssl.errors import DataError, UnreadableImage
 
 MOST_IMAGES = 1024  # spread evenly over the dataset
 _TOGETHER = 16
-_DIGITS = 6  # that are kept
+_DIGITS = 6  # significant digits that are kept
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured; numbers have six digits."""
+    """What was measured; numbers have six significant digits."""
 
     images: int
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...]  # 1 for a channel that is the same everywhere
-    constant: tuple[int, ...]  # these channels, from 0
+    std: tuple[float, ...]  # 1 for a channel that is constant
+    constant: tuple[int, ...]  # the constant channels, counted from 0
 
 
 def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
-    """The lowest value, or 0 where all are higher, and the highest one; None where every image has 8 bits a channel.
+    """The lowest value, or 0 if all are higher, and the highest one; None if every image has 8 bits per channel.
 
     Raises:
         DataError: no image can be read, values are not finite, or all are 0.
@@ -52,7 +52,7 @@ def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
 
 
 def mean_and_deviation(source: Source, *, workers: int) -> Statistics:
-    """Mean and deviation of every channel; DataError where no image can be read."""
+    """Mean and standard deviation of every channel; DataError if no image can be read."""
     rows = [row for row in _read(source, _moments, workers=workers) if row is not None]
     if not rows:
         raise DataError(f"{source.name!r}: none of the images can be read, so that their mean is unknown.")
@@ -76,7 +76,7 @@ def _read(source: Source, look: Callable[[Source, int], Any], *, workers: int) -
 
 
 class _Looks(Reader[list[Any]]):
-    """What a function returns for some images."""
+    """Applies a function to some images."""
 
     def __init__(self, source: Source, look: Callable[[Source, int], Any]):
         super().__init__(source)

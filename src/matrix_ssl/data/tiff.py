@@ -1,7 +1,7 @@
-"""Which TIFF files are read exactly, by their tags, before a decoder sees them.
+"""Tells from the tags of TIFF files which of them are read exactly, before a decoder sees them.
 
-Pillow knows some combinations of tags, reports others in a log of its own, and reads a few to pixels that the file
-does not have: 16-bit colours in separate planes, and inverted grey levels of more than 8 bits. Such a file is refused
+Pillow knows some combinations of tags, reports others in a log of its own, and reads a few into pixels that the file
+does not have: 16-bit colours in separate planes, and inverted grey levels of more than 8 bits. Such a file is rejected
 with the reason, or corrected by ``deep``.
 
 Reference: TIFF, revision 6.0, Aldus, 1992, sections 3 to 8 and 18 to 19.
@@ -26,7 +26,7 @@ _WHITE_IS_ZERO, _CIELAB = 0, 8
 _COLOURS = {2: 3, 5: 4, 6: 3}  # samples of a pixel, by the photometric interpretation; grey and palettes have one
 _COLOUR_NAMES = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr"}
 _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers", 4: "numbers of unknown type"}
-_MOST = 65536  # samples of a pixel that are looked at
+_MOST = 65536  # samples of a pixel that are considered
 _KNOWN = TiffImagePlugin.OPEN_INFO  # combinations of tags that Pillow reads
 
 
@@ -38,7 +38,7 @@ class Tiff:
     kind: int  # 1 unsigned, 2 signed, 3 floating point
     photometric: int
     extra: tuple[int, ...]
-    planes: bool  # whether every channel is stored on its own
+    planes: bool  # whether every channel is stored separately
     order: int  # of the bits in a byte
     byte_order: bytes
 
@@ -49,14 +49,14 @@ class Tiff:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the decoder gives all bits of all channels."""
+        """Whether the decoder returns all bits of all channels."""
         interleaved = len(self.bits) == 1 or max(self.bits) <= 8 or not self.planes
         whole = self.kind == 1 and max(self.bits) <= 16 and len(self.bits) in (1, 3) and interleaved and not self.extra
         single = (self.kind, self.bits) in ((2, (16,)), (3, (32,)))
         return (whole or single) and self.photometric in _COLOUR_NAMES and self.why_unknown() is None
 
     def why_misread(self) -> str | None:
-        """The reason why pixels that the decoder gives would not be those of the file; None where they are."""
+        """The reason why the pixels from the decoder would not be those of the file; None if they are."""
         bits, samples = self._bits(), len(self.bits)
         if self.photometric == _CIELAB:
             return "a TIFF with CIELAB colours: save it as RGB"
@@ -76,7 +76,7 @@ class Tiff:
         return None
 
     def why_unknown(self) -> str | None:
-        """The reason why the decoder does not know the file; None where the tags do not show it."""
+        """The reason why the decoder does not know the file; None if the tags show no reason."""
         if (self.byte_order, self.photometric, (self.kind,), self.order, self.bits, self.extra) in _KNOWN:
             return None
         kind = _KINDS.get(self.kind, "numbers of unknown type")
@@ -91,12 +91,12 @@ class Tiff:
 
 
 def is_tiff(content: bytes) -> bool:
-    """Whether the bytes begin as those of a TIFF file do."""
+    """Whether the bytes begin like those of a TIFF file."""
     return content.startswith(_SIGNATURES)
 
 
 def read_tags(content: bytes, page: int = 0) -> Tiff | None:
-    """The tags of an image of a file; None for any other file, and for tags that cannot be read."""
+    """The tags of an image in a TIFF file; None for any other file, and for tags that cannot be read."""
     if not is_tiff(content):
         return None
     with contextlib.suppress(Exception):  # damaged tags can fail in any way, and the decoder reports them
@@ -105,7 +105,7 @@ def read_tags(content: bytes, page: int = 0) -> Tiff | None:
 
 
 def page_numbers(content: bytes, *, most: int) -> list[int]:
-    """The pages that are images of their own, not previews and masks, of the first ``most``; the first in any case."""
+    """Those of the first ``most`` pages that are images in their own right, not previews or masks; always page 0."""
     numbers = [0]
     with contextlib.suppress(Exception):  # damaged tags end the list
         for page, tags in enumerate(itertools.islice(_directories(content), most)):

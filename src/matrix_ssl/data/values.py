@@ -1,10 +1,10 @@
-"""All channels and all bits of an image file, as they are stored, and their way to [0, 1].
+"""All channels and all bits of an image file, as they are stored, and their conversion to [0, 1].
 
-Each kind of file has one reader: Pillow for formats of pictures, tifffile for the TIFF files that Pillow would not read
-exactly, ``netpbm`` for PGM and PPM files of that kind, pydicom for DICOM, NumPy for its arrays. A value x becomes
-(x - low) / (high - low), cut to [0, 1], where low and high are ``Reading.value_range`` or, by the format: 0 and the
-highest level of unsigned integers, 0 and 1 of floating-point numbers. Signed integers, and other floating-point
-numbers, have no such range of their own.
+Each kind of file has one reader: Pillow for picture formats, tifffile for the TIFF files that Pillow would not read
+exactly, ``netpbm`` for PGM and PPM files of that kind, pydicom for DICOM, and NumPy for its arrays. A value x becomes
+(x - low) / (high - low), clipped to [0, 1], where low and high are ``Reading.value_range`` or, by the format: 0 and the
+highest level for unsigned integers, 0 and 1 for floating-point numbers within them. Signed integers, and other
+floating-point numbers, have no such range of their own.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _SIGNED = 2  # kind of numbers of a TIFF
 class Values:
     """The numbers of an image."""
 
-    array: NDArray[Any]  # (h, w, c), whole numbers or floating point
-    white: float = 0.0  # the value of white by the file; 0: by the type of the numbers
+    array: NDArray[Any]  # (h, w, c), integers or floating point
+    white: float = 0.0  # the value of white in the file; 0: by the type of the numbers
 
     @property
     def channels(self) -> int:
-        """How many numbers a pixel has."""
+        """The number of values per pixel."""
         return int(self.array.shape[2])
 
     def to_unit(self, where: str, reading: Reading) -> NDArray[np.float32]:
         """float32 (c, h, w) in [0, 1].
 
-        UnreadableImage, at ``where``, for other channels than ``reading.channels`` (-1: any), for NaN and infinity, and
-        for numbers without a range.
+        Raises UnreadableImage, at ``where``, for a number of channels other than ``reading.channels`` (-1: any), for
+        NaN and infinity, and for numbers without a range.
         """
         if reading.channels not in (-1, self.channels):
             raise UnreadableImage(
@@ -61,7 +61,7 @@ class Values:
         return np.ascontiguousarray(unit.transpose(2, 0, 1))
 
     def to_colours(self, where: str, white_level: int = 0) -> NDArray[np.uint8]:
-        """uint8 (3, h, w) of one or three channels; UnreadableImage for any other, and as ``Levels.to_8_bit``."""
+        """uint8 (3, h, w) from one or three channels; UnreadableImage otherwise, and as in ``Levels.to_8_bit``."""
         if self.channels not in (1, 3):
             raise UnreadableImage(
                 where, f"{self.channels} channels, and colours are 1 or 3: " + OFFERED.first(
@@ -94,7 +94,7 @@ class Values:
 
 
 def is_other_kind(content: bytes) -> bool:
-    """Whether the bytes are no picture, but numbers for which Pillow has no reader: NumPy's or DICOM."""
+    """Whether the bytes are not a picture but numbers for which Pillow has no reader: NumPy arrays or DICOM."""
     return array_file.is_array(content) or dicom.is_dicom(content)
 
 
@@ -106,11 +106,11 @@ def read_values(
     Args:
         page: the page or frame to read.
         together: read all pages as the channels of one image instead.
-        channels: how many an array has, where its shape leaves that open; 0: 1 or 3; -1: unknown.
-        windowed: DICOM only: apply the window of the file, and give its grey levels in [0, 1].
+        channels: how many an array has, if its shape leaves that open; 0: 1 or 3; -1: unknown.
+        windowed: DICOM only: apply the window of the file, and return its grey levels in [0, 1].
 
     Raises:
-        UnreadableImage: at ``where``, the bytes are no image, are damaged or absurdly large, or cannot be read exactly.
+        UnreadableImage: at ``where``, the bytes are not an image, are damaged, absurdly large or not read exactly.
     """
     if together and len(pages := pages_of(content)) > 1:
         if len(pages) > MOST_CHANNELS:
@@ -138,7 +138,7 @@ def read_values(
 
 
 def pages_of(content: bytes) -> list[int]:
-    """The pages or frames of a file that are images of their own, by their numbers."""
+    """The numbers of the pages or frames of a file that are images in their own right."""
     return dicom.frame_numbers(content) if dicom.is_dicom(content) else page_numbers(content)
 
 
@@ -162,7 +162,7 @@ def _of_picture(image: Image.Image, tags: Tiff | None, again: Again, *, where: s
 
 
 def _read_heif(content: bytes, where: str, page: int) -> Values:
-    """With 10 or 12 bits where the file has them, which Pillow's image would not."""
+    """Keeps 10 or 12 bits if the file has them, which Pillow's image would not."""
     pillow_heif = import_extra("pillow_heif", extra="heic")
     with reported(content, where):
         file = pillow_heif.open_heif(io.BytesIO(content), convert_hdr_to_8bit=False, hdr_to_16bit=False)

@@ -1,6 +1,6 @@
-"""Reading and cropping the images of a batch, ahead of the training, in worker processes.
+"""Reads and crops the images of a batch in worker processes, ahead of the training.
 
-An image that cannot be read is replaced by the next one of the dataset that can, the same way each time, and reported.
+An image that cannot be read is replaced by the next one in the dataset that can, always the same, and reported.
 """
 
 import math
@@ -27,10 +27,10 @@ from matrix_ssl.data.open_files import check_open_files, open_files_error
 from matrix_ssl.data.squares import centre_box
 from matrix_ssl.errors import OFFERED, MatrixSSLError, TrainingError, UnreadableImage
 
-MOST_WORKERS = 32  # two batches a worker wait: of 256 images at 224 px 5 GB of shared memory
+MOST_WORKERS = 32  # two batches per worker wait: with 256 images at 224 px, 5 GB of shared memory
 _WAITING_BYTES = 2**25  # of decoded images that a worker holds, so that photographs do not fill its memory
 _FILES_OF_A_BATCH = 16  # descriptors that a worker may need to send the batches in flight and to read the next one
-_FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: measured five
+_FILES_OF_A_WORKER = 8  # descriptors of a worker's pipes and batches in the main process: five were measured
 _FILES_OF_THE_LOADER = 32  # descriptors that all workers share, and what else the main process opens meanwhile
 
 
@@ -43,7 +43,7 @@ Content = TypeVar("Content")  # what a worker makes of the images of a batch
 class Crops:
     """The crops of one batch, in a single tensor: each tensor that a worker sends holds a file open."""
 
-    pixels: Tensor  # (p,) as ``Source.dtype``, those of the first view of all images, of the second, and so on
+    pixels: Tensor  # (p,) of ``Source.dtype``: those of the first view of all images, then of the second, and so on
     shapes: Sequence[tuple[int, ...]]  # (n, c, s, s) for each view
     samples: NDArray[np.int64]  # (n,), the images of the batch
     indices: NDArray[np.int64]  # (n,), the images that were read for them
@@ -54,7 +54,7 @@ class Crops:
         return unpack(self.pixels.to(device, non_blocking=True), self.shapes)
 
     def pin_memory(self) -> "Crops":
-        """The same in memory from which a GPU copies while the host goes on; PyTorch's loader calls it."""
+        """The same in memory from which a GPU copies while the host continues; PyTorch's loader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 
@@ -65,14 +65,14 @@ def unpack(pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 class Reader(ABC, Dataset[Content | MatrixSSLError], Generic[Content]):
-    """Reads the images of a batch; returns an error meant for the user, for the main process to raise."""
+    """Reads the images of a batch; an error meant for the user is returned, for the main process to raise."""
 
     def __init__(self, source: Source):
         self._source = source
 
     @abstractmethod
     def batch(self, key: Any) -> Content:
-        """What is made of the images of one batch."""
+        """The result for the images of one batch."""
 
     def __getitem__(self, key: Any) -> Content | MatrixSSLError:
         try:
@@ -84,7 +84,7 @@ class Reader(ABC, Dataset[Content | MatrixSSLError], Generic[Content]):
             return error  # raised in a worker, it would lose its type and its message
 
     def _empty(self, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Pixels of crops to be filled in, in the memory of a worker that the main process sees."""
+        """Pixels of crops, yet to be filled in; a worker's are in memory that it shares with the main process."""
         pixels = torch.empty(sum(map(math.prod, shapes)), dtype=self._source.dtype)
         return pixels if get_worker_info() is None else pixels.share_memory_()
 
@@ -134,7 +134,7 @@ class RandomCrops(Reader[Crops]):
 
 
 class FinishedViews(RandomCrops):
-    """The same with every change of a view, by OpenCV, but the normalisation; channels are last, (n, s, s, c)."""
+    """The same with every augmentation of a view by OpenCV, but not normalised; channels are last, (n, s, s, c)."""
 
     def _shape(self, count: int, view: ViewConfig) -> tuple[int, ...]:
         return count, view.image_size, view.image_size, self._source.channels
@@ -179,15 +179,15 @@ def _worker_count(workers: int) -> int:
 
 
 def _start_worker(_: int) -> None:
-    system.outlive_signals(30)  # the save of the main process, but not by much
+    system.outlive_signals(30)  # longer than the main process takes to save, but not by much
 
 
 def read_batches(
     reader: Reader[Content], keys: Iterable[Any], *, workers: int, device: torch.device | str = "cpu"
 ) -> Iterator[Content]:
-    """What the reader makes of every key, in order, read ahead by worker processes, for a device to copy.
+    """The reader's result for every key, in order, read ahead by worker processes, for a device to copy.
 
-    With 0 workers this process reads; a negative number means one a core, 32 at most. TrainingError if a worker dies.
+    With 0 workers this process reads; a negative number means one per core, 32 at most. TrainingError if a worker dies.
     """
     count = _worker_count(workers)
     if count:
@@ -221,10 +221,10 @@ def read_batches(
 
 
 def _check_sockets() -> None:
-    """Raises TrainingError where workers cannot hand over batches.
+    """Raises TrainingError if workers cannot hand over batches.
 
-    They do so through sockets in the folder of temporary files, in a thread whose errors nobody hears: this process
-    would wait without end. The names here are as long as those that ``multiprocessing`` gives.
+    They do so through sockets in the folder of temporary files, in a thread whose errors go unnoticed, so this process
+    would wait forever. The names here are as long as those that ``multiprocessing`` gives.
     """
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
@@ -249,11 +249,11 @@ def _no_shared_memory() -> TrainingError:
 
 
 def _tells_of_a_death(error: Exception, *, workers: int) -> bool:
-    """Whether an error of the loader is that of a dead worker.
+    """Whether an error of the loader means that a worker has died.
 
-    PyTorch says so where it misses the next batch. A worker that dies between the message about a batch and the file of
-    its memory leaves a connection that ends or that nobody answers. An error raised inside a worker says "in DataLoader
-    worker process".
+    PyTorch says so if it misses the next batch. A worker that dies between sending the message about a batch and the
+    file of its memory leaves a connection that ends or that is not answered. An error raised inside a worker says "in
+    DataLoader worker process".
     """
     lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     return "DataLoader worker (pid" in str(error) or (

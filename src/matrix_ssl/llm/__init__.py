@@ -1,6 +1,6 @@
-"""Matrix cross-entropy for language models: the loss, trainers of transformers and trl with it, fine-tuning, scoring.
+"""Matrix cross-entropy for language models: the loss, trainers for transformers and trl, fine-tuning and scoring.
 
-Names are loaded on first use: the loss needs PyTorch, the trainers transformers and trl.
+Names are loaded on first use: the loss needs PyTorch, and the trainers also need transformers and trl.
 """
 
 from typing import TYPE_CHECKING

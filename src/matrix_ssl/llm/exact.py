@@ -1,6 +1,6 @@
-"""Exact match of whole answers that are no numbers, zero-shot and greedy, with the prompt of the fine-tuning.
+"""Exact match of whole answers that are not numbers, zero-shot and greedy, with the prompt of the fine-tuning.
 
-Two texts match if they are equal up to white space, letter case and a full stop at the end.
+Two texts match if they are equal up to white space, letter case and a trailing full stop.
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ def score_exact(
     template: TemplateName, columns: tuple[str, ...] = (), limit: int | None = None, batch_size: int = 16,
     max_new_tokens: int = 512, on_progress: Progress = lambda done, total, rate: None,
 ) -> Score:  # fmt: skip
-    """The share of the first ``limit`` questions to which the model gives the answer of the file."""
+    """The share of the first ``limit`` questions to which the model gives the file's answer."""
     check_template(template, tokenizer)
     asked = exchanges(rows, find_columns(rows, columns))[:limit]
     prompts = each_text(prompt, asked, template, tokenizer)
@@ -39,5 +39,5 @@ def score_exact(
 
 
 def normalised(text: str) -> str:
-    """A text as it is compared."""
+    """A text in the form in which it is compared."""
     return " ".join(text.split()).casefold().removesuffix(".").rstrip()

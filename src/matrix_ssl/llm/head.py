@@ -15,12 +15,12 @@ _SHORTEST = 1e-12  # rows below this length have no direction, as in losses
 
 
 class Head(NamedTuple):
-    """The rows of a head, in its own dtype, and what makes logits of their products with hidden states.
+    """The rows of a head, in its own dtype, and what turns their products with hidden states into logits.
 
         logits = cap(scale · (hidden @ rowsᵀ + bias))        cap(x) = softcap · tanh(x / softcap)
 
-    Everything else is computed in the dtype of ``inverse_lengths``, float32 or better. Unit rows are never stored: a
-    product with the rows is divided by their lengths.
+    Everything else is computed in the dtype of ``inverse_lengths``, float32 or better. Unit rows are never stored:
+    products with the rows are divided by their lengths instead.
     """
 
     weight: Tensor  # (vocabulary, d)
@@ -34,7 +34,7 @@ class Head(NamedTuple):
         cls, weight: Tensor, dtype: torch.dtype, *,
         bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None,
     ) -> "Head":  # fmt: skip
-        """The head for products whose results have a dtype; its rows are not copied."""
+        """A head whose products have results of the given dtype; its rows are not copied."""
         rows = weight.detach()
         lengths = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
         inverse = torch.where(lengths > _SHORTEST, 1 / lengths.clamp_min(_SHORTEST), 0.0)
@@ -42,7 +42,7 @@ class Head(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all results."""
+        """The dtype of all results."""
         return self.inverse_lengths.dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Head(NamedTuple):
         return logits
 
     def unit_rows(self, tokens: Tensor) -> Tensor:
-        """y of the tokens (...): (..., d); zero for a row without direction."""
+        """The unit rows y of the tokens (...): (..., d); zero for a row without direction."""
         return self.weight[tokens].to(self.dtype) * self.inverse_lengths[tokens].unsqueeze(-1)
 
     def has_direction(self, tokens: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ class Head(NamedTuple):
         return (self.inverse_lengths[tokens] > 0).to(self.dtype)
 
     def cosines(self, tokens: Tensor) -> Tensor:
-        """<y_i, y> of every token i and the y of tokens (n,): (n, vocabulary), from the rows as they are stored."""
+        """<y_i, y> for every token i and the y of tokens (n,): (n, vocabulary), from the rows as they are stored."""
         products = times_rows(self.weight[tokens], self.weight, self.dtype).mul_(self.inverse_lengths)
         return products.mul_(self.inverse_lengths[tokens].unsqueeze(1))
 
     def products(self, directions: Tensor) -> Tensor:
-        """<y_i, v> of every token i and direction v (n, d): (n, vocabulary)."""
+        """<y_i, v> for every token i and direction v (n, d): (n, vocabulary)."""
         return times_rows(directions, self.weight, self.dtype).mul_(self.inverse_lengths)
 
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Head(NamedTuple):
 
 
 def find_head(model: Any) -> Any:
-    """The module of a causal language model, also inside of peft's, that turns hidden states into logits."""
+    """The module of a causal language model that turns hidden states into logits, also inside a peft model."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if getattr(head, "weight", None) is None:
         raise ConfigError(
@@ -96,9 +96,9 @@ def find_head(model: Any) -> Any:
 
 
 def effective_rows(head: Any) -> tuple[Tensor, Tensor | None]:
-    """Rows (vocabulary, d) and bias of a head, with product and bias of a low-rank adapter added; with gradient.
+    """Rows (vocabulary, d) and bias of a head, plus the products and biases of its low-rank adapters; with gradient.
 
-    A head in half precision below an adapter becomes float32: a small difference would be lost in the sum.
+    A half-precision head below an adapter becomes float32, because a small difference would be lost in the sum.
     """
     base = getattr(head, "base_layer", head)
     rows, bias = base.weight, getattr(base, "bias", None)
@@ -111,14 +111,14 @@ def effective_rows(head: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _adapters(head: Any) -> list[str]:
-    """The names of the low-rank adapters that change what a head gives."""
+    """The names of the low-rank adapters that change a head's output."""
     if not hasattr(head, "base_layer") or head.merged or head.disable_adapters:
         return []
     return [adapter for adapter in head.active_adapters if adapter in head.lora_A]
 
 
 def _not_of_low_rank(head: Any) -> Any:
-    """An adapter of a head that does more than add a product to its weight, such as IA3's or DoRA's; None without."""
+    """An adapter of a head that does more than add a product to its weight, such as IA3 or DoRA; None if none does."""
     if hasattr(head, "base_layer") and not hasattr(head, "lora_A"):
         return head
     variants = (head.lora_variant.get(adapter) for adapter in _adapters(head))
@@ -126,7 +126,7 @@ def _not_of_low_rank(head: Any) -> Any:
 
 
 def mergeable(head: Any) -> bool:
-    """Whether the logits of a head are products with ``effective_rows``, as far as its adapters go."""
+    """Whether the logits of a head are products with ``effective_rows``, as far as its adapters are concerned."""
     if not hasattr(head, "base_layer"):
         return True
     if hasattr(head.base_layer.weight, "ds_id"):
@@ -135,7 +135,7 @@ def mergeable(head: Any) -> bool:
 
 
 def head_shape(model: Any) -> tuple[int, int]:
-    """(vocabulary, d) of the head, also when it is sharded over processes; the first version of FSDP flattens it."""
+    """(vocabulary, d) of the head, even if it is sharded across processes; the first version of FSDP flattens it."""
     head = find_head(model)
     weight = getattr(head, "base_layer", head).weight
     shape = tuple(getattr(weight, "ds_shape", weight.shape))  # under ZeRO-3 the weight itself is empty
@@ -147,11 +147,11 @@ def head_shape(model: Any) -> tuple[int, int]:
 
 
 def head_rows(model: Any) -> Tensor:
-    """The rows (vocabulary, d), without gradient. If the head is sharded over processes, all of them have to call."""
+    """The rows (vocabulary, d), without gradient. If the head is sharded across processes, all of them must call."""
     head_shape(model)
     head = find_head(model)
     weight = head.weight
-    if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3: whole inside of the block only
+    if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3: whole only inside the block
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([weight]), torch.no_grad():
@@ -162,6 +162,6 @@ def head_rows(model: Any) -> Tensor:
 
 
 def tokens_without_row(model: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """How many tokens of a tokenizer are beyond the rows of the head. Such a token may never occur in the data."""
+    """How many tokens of a tokenizer have no row in the head, which is fine if none of them occurs in the data."""
     vocabulary, _ = head_shape(model)
     return sum(token >= vocabulary for token in tokenizer.get_vocab().values())

@@ -1,9 +1,9 @@
 """Answers to the problems of MATH, compared as lm-evaluation-harness compares them, zero-shot and greedy.
 
-The answer of a solution is what its last \\boxed{} or \\fbox{} holds. Without braces, as in "\\boxed 5$", that is the
-text up to the dollar sign, or else up to white space. An answer without a box is what follows the last "The answer is"
-or "####", up to the end of its line. Two answers match if they are equal once the harness has removed what does not
-matter: units, spaces, dollar signs, sizes of brackets, and the forms of fractions and roots.
+The answer in a solution is the content of its last \\boxed{} or \\fbox{}. Without braces, as in "\\boxed 5$", that is
+the text up to the dollar sign, or else up to white space. If there is no box, the answer is what follows the last "The
+answer is" or "####", up to the end of its line. Two answers match if they are equal once the harness has removed what
+does not matter: units, spaces, dollar signs, bracket sizes, and the forms of fractions and roots.
 
 Reference: Hendrycks, Burns, Kadavath, Arora, Basart, Tang, Song and Steinhardt, "Measuring Mathematical Problem Solving
 With the MATH Dataset", NeurIPS Datasets and Benchmarks 2021, https://arxiv.org/abs/2103.03874.
@@ -25,7 +25,7 @@ MATH = "math"
 _INVALID = "[invalid]"
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _WITHOUT_BRACES = re.compile(r"[^$\n]+(?=\$)|[^\s$]+")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or an escaped character, which is no brace of TeX
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or an escaped character, which is not a TeX brace
 _MARK = re.compile(r"(?:The answer is:?|####)\s*(.+)")
 
 
@@ -37,7 +37,7 @@ def score_math(
     """The share of the first ``limit`` problems that the model answers as the file does.
 
     Raises:
-        DataError: a solution of the file has no answer.
+        DataError: a solution in the file has no answer.
     """
     check_template(template, tokenizer)
     asked = exchanges(rows, find_columns(rows, columns))[:limit]
@@ -60,7 +60,7 @@ def score_math(
 
 
 def answer_of(solution: str) -> str | None:
-    """The answer in a solution, None where there is none."""
+    """The answer in a solution, or None if there is none."""
     boxed = [_boxed(solution[box.end() :]) for box in _BOX.finditer(solution)]
     if readable := [answer for answer in boxed if answer is not None]:
         return readable[-1]
@@ -69,7 +69,7 @@ def answer_of(solution: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """What a box holds that stands before a text; None if it holds nothing, or its brace is not closed."""
+    """The content of a box, from the text after its command; None if it is empty or its brace is not closed."""
     if not text.startswith("{"):
         found = _WITHOUT_BRACES.match(text)
         return None if found is None else found[0].strip().removesuffix(".")
@@ -82,7 +82,7 @@ def _boxed(text: str) -> str | None:
 
 
 def is_equal(answer: str, gold: str) -> bool:
-    """Whether two answers are equal to the harness."""
+    """Whether the harness considers two answers equal."""
     return bool(_harness().is_equiv(answer, gold))
 
 

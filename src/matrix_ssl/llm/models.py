@@ -1,6 +1,6 @@
-"""Opening language models and their tokenizers: a folder, a name of the Hugging Face hub, or a configuration.
+"""Opening language models and their tokenizers from a folder, the Hugging Face hub, or a configuration.
 
-No code of a model's folder is run.
+Code in a model's folder is never run.
 """
 
 import importlib.util
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FROM_CONFIG = "config:"
-_ROUNDING = 1e-5  # of logits in float32; where nothing later is seen, they are equal
+_ROUNDING = 1e-5  # of logits in float32; they are equal if no later token is seen
 _CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"
 
 
 def is_folder(model: str) -> bool:
-    """Whether it is a path; everything else is a name of the hub."""
+    """Whether ``model`` is a path; everything else is a name on the hub."""
     return Path(model).exists() or model.startswith((os.sep, ".", "~"))
 
 
 def find_model(model: str) -> tuple[str, dict[str, Any]]:
-    """The folder of a model, or its name on the hub, and the settings if ``model`` is the folder of a fine-tuning."""
+    """The folder of a model, or its name on the hub, and the settings if ``model`` is a fine-tuning run's folder."""
     run = Path(model)
     if is_folder(model):
         _check_exists(run)
@@ -71,10 +71,10 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     """A causal language model, a ``transformers.PreTrainedModel`` in float32.
 
     Args:
-        model: a folder, a name of the hub, or ``config:`` and a folder or file, for random weights from the seed.
-        adapter: also open a folder with an adapter and the name of its base.
-        four_bits_on: the device of a model whose linear layers but the head are held in four bits, and which needs
-            adapters to be trained. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023:
+        model: a folder, a name on the hub, or ``config:`` and a folder or file, for random weights from the seed.
+        adapter: whether a folder may hold an adapter and the name of its base model instead.
+        four_bits_on: the device of a model whose linear layers, except the head, are held in four bits; only adapters
+            on it can be trained. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023:
             NF4, with quantized scales.
     """
     transformers = import_extra("transformers", extra="llm")
@@ -101,10 +101,10 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
 
 
 def open_body(model: str, *, seed: int = 0) -> Any:
-    """A model without its head, in the precision of its weights, for evaluation, on the CPU.
+    """A model without its head, for evaluation, in the precision of its weights, on the CPU.
 
     Args:
-        model: a folder, a name of the hub, or ``config:`` and a folder or file, for random weights from the seed.
+        model: a folder, a name on the hub, or ``config:`` and a folder or file, for random weights from the seed.
     """
     if model.startswith(FROM_CONFIG):
         config = _read_config(model)
@@ -115,7 +115,7 @@ def open_body(model: str, *, seed: int = 0) -> Any:
         return body.eval()
     if is_folder(model):
         _check_folder(Path(model), adapter=False)
-    with quiet_transformers(least=logging.ERROR) as transformers:  # it warns of the unused head
+    with quiet_transformers(least=logging.ERROR) as transformers:  # it warns about the unused head
         body, missing = _load(transformers.AutoModel, model, dtype="auto")
     # a pooler comes after the hidden states, and models that predict tokens are saved without one
     _check_complete(model, (name for name in missing if not name.startswith("pooler.")))
@@ -127,7 +127,7 @@ def open_body(model: str, *, seed: int = 0) -> Any:
 
 
 def untrained(body: "PreTrainedModel", *, seed: int) -> Any:
-    """The same architecture with the random weights that transformers begins with, a function of the seed."""
+    """The same architecture with transformers' random initial weights, which depend only on the seed."""
     with quiet_transformers(least=logging.ERROR) as transformers, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         place = str(body.config.name_or_path)
@@ -135,10 +135,10 @@ def untrained(body: "PreTrainedModel", *, seed: int) -> Any:
 
 
 def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
-    """The model with low-rank adapters on all linear layers but the head; nothing else is trained.
+    """The model with low-rank adapters on all linear layers except the head; nothing else is trained.
 
-    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, alpha being
-    twice the rank, and there is no dropout. Raises ConfigError for a rank that no layer has room for.
+    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, as alpha is
+    twice the rank, and there is no dropout. Raises ConfigError for a rank that is too large for every layer.
     """
     peft = import_extra("peft", extra="llm")
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
@@ -154,8 +154,8 @@ def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
 def check_causal(model: Any, name: str) -> None:
     """Raises ConfigError for a model that sees the tokens it has to predict, as encoders do: its loss falls to zero.
 
-    What it predicts after one token may not depend on those that follow. Models that are quantized or sharded by ZeRO-3
-    are not asked.
+    What it predicts after one token must not depend on those that follow. Models that are quantized or sharded by
+    ZeRO-3 are not checked.
     """
     if getattr(model, "is_quantized", False) or any(hasattr(p, "ds_id") for p in model.parameters()):
         return
@@ -195,7 +195,7 @@ def _read_config(model: str) -> Any:
 
 
 def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
-    """A model, and the names of its tensors that its files lack."""
+    """A model, and the names of the tensors that its files lack."""
     options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         opened, loading = open_pretrained(auto.from_pretrained, model, place=model, **options)
@@ -211,7 +211,7 @@ def _load(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
 
 
 def _quantized_remedy(model: str, *, in_four_bits: bool) -> str:
-    """A sentence for a model that its configuration says is quantized and that cannot be loaded; nothing for others."""
+    """A hint for a model that cannot be loaded and, by its configuration, is quantized; empty for any other."""
     config = import_extra("transformers", extra="llm").PreTrainedConfig
     try:
         values, _ = config.get_config_dict(model)
@@ -226,7 +226,7 @@ def _quantized_remedy(model: str, *, in_four_bits: bool) -> str:
 
 
 def _method(quantization: Any) -> str:
-    """What a configuration, as a dictionary or an object, calls its quantization."""
+    """The name that a configuration, a dictionary or an object, gives its quantization method."""
     if isinstance(quantization, dict):
         return str(quantization.get("quant_method", "by no named method"))
     return str(getattr(quantization.quant_method, "value", quantization.quant_method))
@@ -251,7 +251,7 @@ def _check_quantized(model: str, opened: Any) -> None:
 
 
 def _check_config(folder: Path) -> None:
-    """Raises CheckpointError for a quantization that is no JSON object, at which libraries fail without naming it."""
+    """Raises CheckpointError if the quantization is not a JSON object: libraries then fail without naming it."""
     path = folder / _CONFIG
     config = read_json(path) if path.is_file() else {}
     quantization = config.get("quantization_config") if isinstance(config, dict) else None

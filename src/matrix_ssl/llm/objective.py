@@ -1,4 +1,4 @@
-"""The constants of the loss. Their defaults and ranges have their home here."""
+"""The constants of the loss, with their defaults and ranges."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Objective:
     ridge: config.PositiveFloat = 0.01  # added to the eigenvalues of the matrix
     form: Form = "closed"
     steps: config.PositiveInt = 3  # Lanczos steps of "lanczos"
-    top: config.PositiveInt = 16  # tokens of "top", the target among them
-    chunk: config.PositiveInt = 256  # positions that are computed at a time
+    top: config.PositiveInt = 16  # tokens of "top", including the target
+    chunk: config.PositiveInt = 256  # positions computed at a time
 
     def __post_init__(self) -> None:
-        # without pydantic, which checks the settings of a command: the loss needs PyTorch alone
+        # not by pydantic, which checks the settings of a command: the loss needs nothing but PyTorch
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"weight={self.weight}: expected a finite number of at least 0.")
         if not 0 < self.ridge < math.inf:
@@ -45,7 +45,7 @@ DEFAULTS = Objective()
 
 
 def check_objective(objective: Objective, *, vocabulary: int, d: int) -> None:
-    """Raises ConfigError where the form does not fit a head with ``vocabulary`` rows of width ``d``."""
+    """Raises ConfigError if the form does not fit a head with ``vocabulary`` rows of width ``d``."""
     if objective.form == "lanczos" and objective.steps > d:
         raise ConfigError(f"steps={objective.steps}: expected 1 to {d} Lanczos steps, the width of the head.")
     if objective.form == "top" and objective.top > vocabulary:

@@ -1,4 +1,4 @@
-"""Exact match on GSM8K by lm-evaluation-harness, zero-shot, greedy, with the prompt of the fine-tuning.
+"""Exact match on GSM8K by lm-evaluation-harness, zero-shot and greedy, with the prompt of the fine-tuning.
 
 Three extractions are scored: ``strict-match`` takes the number after "#### ", ``flexible-extract`` the last number, as
 in the harness's own task, and ``answer-is`` the number after the last "The answer is", as MetaMath's models write it.
@@ -61,10 +61,10 @@ class Score:
     extraction: str  # an Extraction, or "exact"
     accuracies: dict[str, float]  # 0 to 1, by extraction
     answers: list[Answered]
-    tokens_per_second: float | None = None  # new ones, in all sequences of a batch together
+    tokens_per_second: float | None = None  # new tokens, over all sequences of a batch together
 
     def interval(self, extraction: str) -> tuple[float, float]:
-        """The 95 % interval of an accuracy, for independent questions: within [0, 1], and accurate near its ends, too.
+        """The 95 % confidence interval of an accuracy for independent questions, accurate even near 0 and 1.
 
         Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
         """
@@ -91,7 +91,7 @@ def score_model(
     template: TemplateName, columns: tuple[str, ...] = (), limit: int | None = None, batch_size: int = 16,
     max_new_tokens: int = 512, extraction: Extraction | None = None,
 ) -> Score:  # fmt: skip
-    """Scores a causal model on the first ``limit`` questions, whose answers end in "####" and a number, or are one."""
+    """Scores a causal model on the first ``limit`` questions, whose answers are a number or end in "####" and one."""
     check_template(template, tokenizer)
     end = check_end(tokenizer)
     docs = make_docs(exchanges(rows, find_columns(rows, columns))[:limit], template=template, tokenizer=tokenizer)
@@ -111,7 +111,7 @@ def _writer(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int, max_length: int | None,
     special: bool,
 ) -> Any:  # fmt: skip
-    """The harness's model; prompts have the tokens of the training, without an end that the tokenizer may add."""
+    """The harness's model; prompts have the tokens of training, without an end token that the tokenizer may add."""
     import_extra("lm_eval", extra="llm")
     from lm_eval.models.huggingface import HFLM
 
@@ -131,7 +131,7 @@ def _writer(
             return ids[: len(ids) - ending]
 
         def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-            ids, mask = super().tok_batch_encode(strings, *args, **options)  # filled at the left
+            ids, mask = super().tok_batch_encode(strings, *args, **options)  # padded on the left
             return ids[:, : ids.shape[1] - ending], mask[:, : mask.shape[1] - ending]
 
     # None: the tokenizer puts its own first token before a prompt, as in training
@@ -155,8 +155,8 @@ def score_with(
         file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
         task = read_task() | {"dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder)}}
         task["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_new_tokens}
-        tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes long
-        output = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, asks no git
+        tasks = TaskManager(include_defaults=False).load([task])  # reading the harness's own tasks takes time
+        output = lm_eval.evaluate(writer, tasks, bootstrap_iters=0, log_samples=True)  # sets no seeds, calls no git
     accuracies = {name: float(output["results"][_NAME][f"exact_match,{name}"]) for name in get_args(Extraction)}
     chosen = (sample for sample in output["samples"][_NAME] if sample["filter"] == extraction)
     samples = sorted(chosen, key=operator.itemgetter("doc_id"))
@@ -189,7 +189,7 @@ def read_task() -> dict[str, Any]:
 
 
 def write_answers(path: Path, score: Score) -> None:
-    """Writes a JSON line for each question."""
+    """Writes one JSON line per question."""
     write_text(path, "".join(json.dumps(vars(answer), ensure_ascii=False) + "\n" for answer in score.answers))
 
 

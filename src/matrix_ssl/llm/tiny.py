@@ -12,10 +12,10 @@ END, FILLER = "</s>", "<pad>"
 
 
 def tiny_tokenizer(texts: Sequence[str], *, vocabulary: int = 300) -> "PreTrainedTokenizerBase":
-    """A tokenizer of transformers, trained on texts: byte pairs, so that it encodes any text.
+    """A byte-pair tokenizer of transformers, trained on texts; it can encode any text.
 
     Args:
-        vocabulary: maximum number of tokens; 258 are the bytes, the end and the padding.
+        vocabulary: maximum number of tokens, of which 258 are the bytes, the end and the padding.
 
     Raises:
         MissingExtra: transformers is not installed.

@@ -1,4 +1,4 @@
-"""Answers of a causal language model to prompts, greedy, in batches of similar length."""
+"""Greedy answers of a causal language model to prompts, in batches of similar length."""
 
 import json
 import time
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _KEPT = ("eos_token_id", "bos_token_id", "pad_token_id")  # of the folder's generation settings
-Progress = Callable[[int, int, float], None]  # answers so far, of how many, new tokens a second
+Progress = Callable[[int, int, float], None]  # answers so far, their total, new tokens per second
 
 
 class Written(NamedTuple):
     """Answers in the order of the prompts, and how fast they were written."""
 
     texts: list[str]
-    tokens: int  # new ones, ends included
+    tokens: int  # new ones, including end tokens
     seconds: float
 
 
 def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
-    """What a model's folder asks of generation (sampling, beams, penalties) and greedy decoding leaves out, as JSON."""
+    """Generation settings in a model's folder (sampling, beams, penalties) that greedy decoding ignores, as JSON."""
     own: Any = getattr(model, "generation_config", None)
     values = own.to_diff_dict() if own is not None else {}
     ignored = {
@@ -40,20 +40,20 @@ def ignored_settings(model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a setting that JSON has no type for, such as a configuration of watermarks."""
+    """A substitute for a setting that JSON has no type for, such as a watermarking configuration."""
     return value.to_dict() if hasattr(value, "to_dict") else repr(value)
 
 
 def has_static_cache(model: "PreTrainedModel") -> bool:
-    """Whether keys and values go into memory of a fixed length, which no token has to move; transformers' own mark."""
+    """Whether keys and values go into memory of fixed length, which no new token moves; transformers' own flag."""
     return bool(getattr(model, "_can_compile_fullgraph", False)) and not model.config.is_encoder_decoder
 
 
 @contextmanager
 def greedy(model: "PreTrainedModel", end: int) -> Iterator[None]:
-    """Within the block a model generates greedily, whatever its folder says, up to one of its end tokens or ``end``.
+    """Within the block, a model generates greedily, whatever its folder says, up to one of its end tokens or ``end``.
 
-    The cache is static where the model has one. Its forward is not compiled, which would take a minute for each shape.
+    The cache is static if the model supports it. The forward is not compiled, which would take a minute per shape.
     """
     own: Any = getattr(model, "generation_config", None)
     kept = {key: getattr(own, key, None) for key in _KEPT}
@@ -75,10 +75,10 @@ def write(
     template: TemplateName, batch_size: int, max_new_tokens: int,
     on_progress: Progress = lambda done, total, rate: None,
 ) -> Written:  # fmt: skip
-    """The answers to prompts as ``templates.prompt`` writes them, up to an end token or a stop of the template.
+    """The answers to prompts as ``templates.prompt`` writes them, up to an end token or a stop string of the template.
 
-    Prompts are sorted by length, the longest first, so that batches need little filling, and what does not fit into
-    memory fails at once. The order changes no answer but by rounding.
+    Prompts are sorted by length, the longest first, so that batches need little padding and anything that does not fit
+    into memory fails at once. The order changes answers only through rounding.
     """
     special, end = adds_special_tokens(template), check_end(tokenizer)
     ending = len(special_tokens(tokenizer)[1]) if special else 0
@@ -107,7 +107,7 @@ def write(
 
 
 def check_prompts(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Checks that a model can answer prompts, as tokens.
+    """Checks that a model can answer prompts, given as tokens.
 
     Raises:
         ConfigError: a token has no embedding, or the longest prompt and its answer exceed the model's positions.
@@ -127,7 +127,7 @@ def _stopping(tokenizer: "PreTrainedTokenizerBase", template: TemplateName) -> d
 
 
 def _until_end(answer: list[int], model: "PreTrainedModel") -> list[int]:
-    """The tokens up to the first end of ``greedy``, which counts; filler follows it in a batch."""
+    """The tokens up to and including the first end token of ``greedy``; padding follows it in a batch."""
     ends: Any = model.generation_config.eos_token_id
     place = next((i for i, token in enumerate(answer) if token in ends), len(answer))
     return answer[: place + 1]

@@ -1,4 +1,4 @@
-"""The page about a run: one HTML file that opens offline. Imports no torch."""
+"""The page of a run: one HTML file that opens offline. Imports no torch."""
 
 from matrix_ssl.report.run.page import write_report
 

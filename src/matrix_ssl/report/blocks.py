@@ -1,4 +1,4 @@
-"""The result of a diagnosis of an image encoder for a terminal, and its page, which opens offline. Uses no torch."""
+"""The result of diagnosing an image encoder: for a terminal, and as a page that opens offline. Uses no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ _ON_THE_PAGE = (
 
 
 def terminal(result: Mapping[str, Any]) -> list[Table]:
-    """A row a block, for a terminal of 80 columns: without what only the page has; and CKA, where there is a matrix."""
+    """One row per block, for a terminal of 80 columns, without what only the page has; and CKA if there is a matrix."""
     title = f"{whole(result['images'])} images of {result['data']}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names, *rows = _table(result)
@@ -56,7 +56,7 @@ def terminal(result: Mapping[str, Any]) -> list[Table]:
 
 
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
-    """Writes ``diagnose.html`` from what ``diagnose.json`` holds; the same result gives the same bytes."""
+    """Writes ``diagnose.html`` from the contents of ``diagnose.json``; the same result gives the same bytes."""
     names, *rows = _table(result)
     last = result["rows"][-1]
     text = (
@@ -102,7 +102,7 @@ def _table(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _heat_maps(similarity: Mapping[str, Any]) -> list[Figurine]:
-    """Every matrix of blocks with blocks: of the two networks with each other, and of each with itself."""
+    """Every block-by-block matrix: of the two networks with each other, and of each with itself."""
     figures = []
     for i, table in enumerate(similarity["tables"]):
         title = table["rows"] if table["rows"] == table["columns"] else f"{table['rows']} with {table['columns']}"

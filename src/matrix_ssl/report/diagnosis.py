@@ -1,4 +1,4 @@
-"""The result of a diagnosis of a language model for a terminal, and its page, which opens offline. Uses no torch."""
+"""The result of diagnosing a language model: for a terminal, and as a page that opens offline. Uses no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ def layer_name(layer: int) -> str:
 
 
 def terminal(result: Mapping[str, Any]) -> Table:
-    """A row a layer, for a terminal of 80 columns: without the measures that only the page has."""
+    """One row per layer, for a terminal of 80 columns, without the measures that only the page has."""
     title = f"{whole(result['tokens'])} tokens in {whole(result['windows'])} windows"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     names, *rows = _table(result)
@@ -48,7 +48,7 @@ def terminal(result: Mapping[str, Any]) -> Table:
 
 
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
-    """Writes ``diagnose.html`` from what ``diagnose.json`` holds; the same result gives the same bytes."""
+    """Writes ``diagnose.html`` from the contents of ``diagnose.json``; the same result gives the same bytes."""
     model, reference = result["model"], result["reference"]
     seed = f", seed {reference['seed']}" if reference and "seed" in reference else ""
     special = [*result["special_tokens"]["before"], *result["special_tokens"]["after"]]

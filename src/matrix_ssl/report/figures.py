@@ -1,4 +1,4 @@
-"""Curves over an axis, in panels below each other: inline SVG with caption, text alternative and table of numbers."""
+"""Curves over an axis, in stacked panels: inline SVG with a caption, a text alternative and a table of numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from matrix_ssl.report.formats import number, whole
 from matrix_ssl.report.svg import colour
 from matrix_ssl.runs.terminal import printable
 
-MAX_POINTS = 400  # of one curve; more would not be seen at this width
+MAX_POINTS = 400  # of one curve; more would not be visible at this width
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # 7 shapes against 10 colours: the pair is unique for 70 names
 STEPS = [1, 2, 2.5, 5, 10]  # distances between ticks, times a power of ten
 
@@ -26,7 +26,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Figurine:
-    """A figure of a page: drawing, caption, and its numbers as a table whose first row is the header."""
+    """A figure on a page: drawing, caption, and its numbers as a table whose first row is the header."""
 
     name: str
     title: str
@@ -39,9 +39,9 @@ class Figurine:
 class Curve:
     """A quantity along an axis; ``low`` and ``high`` bound a band around it.
 
-    ``style`` has arguments of matplotlib's ``plot``; without them the curves of a panel take turns with the series
-    colours. ``legend`` is its name there, where that is not the label. ``missing`` counts values that were not finite.
-    A point stands for ``each`` neighbouring values, their mean, of which ``low`` and ``high`` are the extremes.
+    ``style`` has arguments for matplotlib's ``plot``; without them, the curves of a panel alternate between the series
+    colours. ``legend`` is the name in the legend, if it is not the label. ``missing`` counts values that were not
+    finite. A point is the mean of ``each`` neighbouring values, of which ``low`` and ``high`` are the extremes.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with curves of one unit, and where the vertical axis must begin or end, if anywhere."""
+    """One pair of axes with curves of one unit, and the fixed ends of the vertical axis, if any."""
 
     label: str
     curves: Sequence[Curve]
@@ -81,7 +81,7 @@ def stacked(
     shared: bool = True,
     scale: Literal["linear", "log"] = "linear",
 ) -> Figurine | None:
-    """The panels that have curves below each other; None without any.
+    """Stacks the panels that have curves; None if there are none.
 
     Args:
         name: unique on the page.
@@ -126,7 +126,7 @@ def stacked(
 
 
 def thin(curve: Curve, limit: int = MAX_POINTS) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """At most ``limit`` runs of neighbouring points: means of x and of y, least and largest value of each run."""
+    """At most ``limit`` runs of neighbouring points: means of x and of y, smallest and largest value of each run."""
     starts = np.unique(np.linspace(0, len(curve.y), min(limit, len(curve.y)), endpoint=False).astype(np.int64))
     counts = np.diff(np.append(starts, len(curve.y)))
     low, high = _bounds(curve)
@@ -139,12 +139,12 @@ def thin(curve: Curve, limit: int = MAX_POINTS) -> tuple[Numbers, Numbers, Numbe
 
 
 def evenly(n: int, at_most: int) -> NDArray[np.int64]:
-    """Up to ``at_most`` of the indices 0 to n - 1, evenly spaced, first and last among them."""
+    """Up to ``at_most`` of the indices 0 to n - 1, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64)) if n else np.zeros(0, np.int64)
 
 
 def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any], *, handle: int = 5) -> None:
-    """Names of ``handles``, of what was drawn, below the axes, row by row; ``handle``: width in letters."""
+    """The names of ``handles``, which are what was drawn, below the axes, row by row; ``handle``: width in letters."""
     columns = legend_columns(names, handle=handle)
     order = [place for column in range(columns) for place in range(column, len(names), columns)]  # as Matplotlib fills
     below = figure.legend(
@@ -158,13 +158,13 @@ def legend(figure: Figure, names: Sequence[str], handles: Sequence[Any], *, hand
 
 
 def legend_columns(names: Sequence[str], *, handle: int) -> int:
-    """How many columns of a legend surely fit: as few as their rows need."""
+    """How many columns of a legend are sure to fit: as few as its rows need."""
     fitting = max(1, min(len(names), 54 // (max(map(len, names)) + handle)))
     return -(-len(names) // -(-len(names) // fitting))
 
 
 def shortened(name: str) -> str:
-    """The name, without its middle where it is too long for a drawing, and with escapes for what is not shown."""
+    """The name, without its middle if it is too long for a drawing, and with escapes for what is not printable."""
     name = printable(name)
     return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
@@ -198,7 +198,7 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _limit(axes: Axes, panel: Panel) -> int:
-    """Sets the vertical axis: the ends of the panel, and no room for rare outliers that would flatten the rest."""
+    """Limits the vertical axis: to the ends set by the panel, and without rare outliers that would flatten the rest."""
     values = np.concatenate([curve.y for curve in panel.curves])
     low, high = np.quantile(values, [0.01, 0.99])
     margin = 0.5 * (high - low)
@@ -219,7 +219,7 @@ def _tick(value: float, _position: int | None = None) -> str:
 
 
 def _name(panel: Panel, curve: Curve, panels: Sequence[Panel]) -> str:
-    """The label of a curve, after that of its panel where there are several."""
+    """The label of a curve, after that of its panel if there are several panels."""
     return curve.label if len(panels) == 1 or curve.label == panel.label else f"{panel.label}: {curve.label}"
 
 

@@ -16,7 +16,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table as text, lines on its spread, and whether no other in its column is better."""
+    """One number in a table as text, lines about its spread, and whether no other in its column is better."""
 
     heading: str
     value: str = ABSENT
@@ -25,7 +25,7 @@ class Cell:
 
 
 def markdown(text: str) -> str:
-    """Text from elsewhere in one line of Markdown or a cell of its tables: no HTML, no new column, row or link."""
+    """Untrusted text as one line of Markdown or a cell of its tables: no HTML, no new column, row or link."""
     line = printable(" ".join(text.split()))
     return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(line, quote=False))
 
@@ -52,7 +52,7 @@ def points(difference: float, *, sign: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: seconds, minutes or hours."""
+    """A time in a suitable unit: seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -65,12 +65,12 @@ def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def common_folder(places: Sequence[str]) -> str:
-    """The folder, with its separator, that all of one or more places start with; empty where there is none."""
+    """The folder, with its separator, with which all of one or more places start; empty if there is none."""
     first, last = min(places), max(places)  # all others share what these share
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[: max(first.rfind("/", 0, length), first.rfind(os.sep, 0, length)) + 1]
 
 
 def present(facts: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The facts that are known, in their order."""
+    """The facts that are known, in order."""
     return [(name, text) for name, text in facts.items() if text]

@@ -27,15 +27,15 @@ Thumbnail = Callable[[str], bytes]  # the JPEG file of a small copy of the image
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Images in the order of an answer, with what is said about each.
+    """Images in the order of an answer, with what is reported about each.
 
     Attributes:
         title: what it lists.
-        sentences: about the whole.
+        sentences: about the whole listing.
         columns: the names of the columns; one is ``path``.
-        rows: a cell for every column, a row an image.
-        group: the column whose equal values belong together; empty for none.
-        shown: images of each group on the page, at most.
+        rows: one row per image, with a cell for every column.
+        group: the column by whose values the images are grouped; empty for none.
+        shown: maximum number of images of each group on the page.
         thumbnail: reads an image for the page.
         facts: names and values for the page, such as the encoder.
     """
@@ -53,7 +53,7 @@ class Listing:
         return len(self.rows)
 
     def column(self, name: str) -> list[Cell]:
-        """The cells of a column; ValueError if there is none of that name."""
+        """The cells of a column; ValueError if there is no column with that name."""
         place = self.columns.index(name)
         return [row[place] for row in self.rows]
 
@@ -63,7 +63,7 @@ class Listing:
         return [str(cell) for cell in self.column("path")]
 
     def save(self, path: str | Path) -> None:
-        """Writes a CSV file in UTF-8, with a header; bytes of file names that are no text stay as they are.
+        """Writes a CSV file in UTF-8, with a header; bytes of file names that are not text stay as they are.
 
         Raises:
             RunFolderError: it cannot be written.
@@ -72,7 +72,7 @@ class Listing:
         write_atomically(expanded(path), lambda file: file.writelines(lines))
 
     def page(self, path: str | Path) -> Path:
-        """Writes a page that opens offline: thumbnails with what the table says, by group, of at most 500 images.
+        """Writes a page that opens offline: thumbnails of at most 500 images, by group, with what the table says.
 
         Raises:
             RunFolderError: it cannot be written.
@@ -99,9 +99,9 @@ class Listing:
         return template.write_page(expanded(path), "listing.html", values)
 
     def terminal(self) -> list[Any]:
-        """A table of about 20 rows, some of every group, and the sentences, for a console of rich.
+        """A table of about 20 rows, some of every group, and the sentences, for a rich console.
 
-        Places below the current folder are relative to it, and a single query stands above the table.
+        Places below the current folder are relative to it, and a single query is put above the table.
         """
         shown = self._first_of_groups(max(2, MOST_ROWS // max(1, self._groups())))[:MOST_ROWS]
         single = self.group if self.group == "query" and self._groups() == 1 else ""
@@ -134,7 +134,7 @@ class Listing:
         return len(set(self.column(self.group))) if self.group else 1
 
     def _first_of_groups(self, most: int) -> list[tuple[Cell, ...]]:
-        """The rows, of every group the first ``most``; all of a listing without groups."""
+        """The first ``most`` rows of every group; all rows of a listing without groups."""
         if not self.group:
             return list(self.rows)
         counts: Counter[Cell] = Counter()
@@ -145,7 +145,7 @@ class Listing:
         return kept
 
     def _card(self, cells: dict[str, Cell], folder: str) -> dict[str, Any]:
-        """What the page shows of an image, with its place in the folder of all."""
+        """What the page shows of an image, with its place relative to the folder common to all."""
         place = str(cells.pop("path"))
         image = "" if self.thumbnail is None else base64.b64encode(self.thumbnail(place)).decode("ascii")
         return {
@@ -156,7 +156,7 @@ class Listing:
 
 
 def numbered(rows: Sequence[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
-    """Rows with their rank, from 1, before them."""
+    """Rows preceded by their rank, from 1."""
     return tuple((rank, *row) for rank, row in enumerate(rows, 1))
 
 

@@ -1,4 +1,4 @@
-"""The result of ``matrix-ssl measure`` for a terminal, and its page, which opens offline. Uses no torch."""
+"""The result of ``matrix-ssl measure``: for a terminal, and as a page that opens offline. Uses no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ _CAPTION = (
 
 
 def terminal(result: Mapping[str, Any]) -> list[Any]:
-    """Tables and sentences for a terminal: a row a rank, a column an encoder."""
+    """Tables and sentences for a terminal: one row per rank, one column per encoder."""
     features, headings = result["features"], result["meanings"]["ranks"]
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
@@ -54,7 +54,7 @@ def terminal(result: Mapping[str, Any]) -> list[Any]:
 
 
 def write_page(out: Path, result: Mapping[str, Any]) -> Path:
-    """Writes ``measure.html`` from what ``measure.json`` holds; the same result gives the same bytes."""
+    """Writes ``measure.html`` from the contents of ``measure.json``; the same result gives the same bytes."""
     features, meanings = result["features"], result["meanings"]
     rows = []
     for name in _names(result):
@@ -107,7 +107,7 @@ def _names(result: Mapping[str, Any]) -> list[str]:
 
 
 def _spread(rank: Mapping[str, Any]) -> list[str]:
-    """The interval and the expectation of a rank, where there are any."""
+    """The interval and the expectation of a rank, if there are any."""
     if "low" not in rank:
         return []
     lines = [f"{number(rank['low'])} to {number(rank['high'])}"]
@@ -127,7 +127,7 @@ def _sentence(one: Mapping[str, Any]) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
-    """Which checkpoint the rule picks, where there are several."""
+    """Which checkpoint the rule picks, if there are several."""
     choice = result["choice"]
     if choice is None:
         return []

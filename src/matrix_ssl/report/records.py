@@ -1,4 +1,4 @@
-"""Turns JSON that matrix-ssl wrote into typed records: what is missing has its default, what is wrong is an error."""
+"""Turns JSON written by matrix-ssl into typed records: missing values get their defaults, wrong ones are errors."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,12 +8,12 @@ from pydantic import FiniteFloat, InstanceOf, TypeAdapter, ValidationError
 from matrix_ssl.errors import RunFolderError
 
 T = TypeVar("T")
-Text = InstanceOf[str]  # unlike str it admits file names that are not Unicode
+Text = InstanceOf[str]  # unlike str, it admits file names that are not Unicode
 Number = FiniteFloat
 
 
 def parse(kind: type[T], value: Any, path: Path, *, remedy: str) -> T:
-    """The value of a JSON file as a dataclass; the RunFolderError names the place that does not fit, and the remedy."""
+    """The value of a JSON file as a dataclass; the RunFolderError names the invalid place and the remedy."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -38,7 +38,7 @@ def heat_maps(
 def matrix_table(
     matrix: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Table:
-    """A matrix for a terminal: columns by their number, which the rows have where both are the same."""
+    """A matrix for a terminal: columns by number, which is also that of the rows if both are the same."""
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     shown = evenly(len(columns), _COLUMNS)

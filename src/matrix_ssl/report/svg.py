@@ -1,7 +1,7 @@
 """Drawing style of the report: colours that follow light and dark mode, and matplotlib figures as inline SVG.
 
-Figures are drawn with placeholder colours; ``inline_svg`` replaces each by ``var(--name)``, so the style sheet of the
-page decides and dark mode recolours axes, text and series alike. Text stays text and takes the page's font.
+Figures are drawn with placeholder colours; ``inline_svg`` replaces each with ``var(--name)``, so that the page's style
+sheet decides and dark mode recolours axes, text and series alike. Text stays text and uses the page's font.
 """
 
 import io
@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 WIDTH = 360  # of every figure, in its own units: a phone shows 332 to 400 pixels, so text of 11 units stays above 10 px
 TEXT = 11
 
-# Name -> (light mode, dark mode). Text reaches a contrast of 4.5 to its background and marks 3 (WCAG 2.2 AA); tested.
+# Name -> (light mode, dark mode). Contrast with the background is at least 4.5, 3 for marks (WCAG 2.2 AA); tested.
 COLOURS: dict[str, tuple[str, str]] = {
     "paper": ("#ffffff", "#15171b"),
     "panel": ("#f5f6f7", "#1e2126"),
@@ -32,7 +32,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "alarm-panel": ("#fdf1ec", "#33201b"),
     "series-0": ("#0067a5", "#6cb6ee"),
     "series-1": ("#c24d0a", "#ff9f66"),
-    # Early to late: away from the background in lightness, so that the order also reads without colour.
+    # Early to late: increasingly different from the background in lightness, to be readable without colour as well.
     "ramp-0": ("#e0782f", "#8064c4"),
     "ramp-1": ("#cf5548", "#a868c6"),
     "ramp-2": ("#ad3668", "#d670b0"),
@@ -49,13 +49,13 @@ COLOURS: dict[str, tuple[str, str]] = {
     "class-7": ("#d0405c", "#ff7f93"),
     "class-8": ("#6b7a1f", "#bccb62"),
     "class-9": ("#5b5f66", "#b4b8bf"),
-    # Too many classes to tell apart: evenly spaced hues of one lightness.
+    # Too many classes to distinguish: evenly spaced hues of one lightness.
     **{f"hue-{i}": (f"oklch(.58 .13 {15 * i})", f"oklch(.76 .13 {15 * i})") for i in range(24)},
 }
 _PLACEHOLDERS = {name: f"#0a0b{i:02x}" for i, name in enumerate(COLOURS)}
 _NAMES = {placeholder: name for name, placeholder in _PLACEHOLDERS.items()}
 
-# parse_math: a dollar sign in a class name is a dollar sign. hashsalt: ids that do not change from call to call.
+# parse_math: a dollar sign in a class name stays a dollar sign. hashsalt: ids do not change from call to call.
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "matrix-ssl",
@@ -67,7 +67,7 @@ _SETTINGS: Any = {
 
 
 def colour(name: str) -> str:
-    """The placeholder to draw with for a name of ``COLOURS``."""
+    """The placeholder to draw with for a name in ``COLOURS``."""
     return _PLACEHOLDERS[name]
 
 
@@ -88,7 +88,7 @@ def new_figure(height: float) -> Figure:
 
 
 def plain_axes(axes: Axes, *, values: Literal["x", "y"] = "y") -> None:
-    """A base line, grid lines across the axis of values, and quiet labels; nothing else."""
+    """A base line, grid lines across the axis of values, and unobtrusive labels; nothing else."""
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(colour("soft"))
@@ -117,7 +117,7 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
 
 
 def arrange(figure: Figure) -> None:
-    """Lays out a figure for an SVG once and for all; ``savefig`` would draw all of it a second time for that."""
+    """Lays out a figure for an SVG once and for all; ``savefig`` would draw everything a second time to do so."""
     if engine := figure.get_layout_engine():
         figure.dpi = 72  # an SVG's
         FigureCanvasSVG(figure)  # in whose units text is measured
@@ -126,7 +126,7 @@ def arrange(figure: Figure) -> None:
 
 
 def _own_tag(tag: str, name: str) -> str:
-    """A tag with the colours and the font of the page, short numbers, and ids with a name before them."""
+    """A tag with the page's colours and font, shortened numbers, and ids prefixed with a name."""
     tag = re.sub(r' ?font-family: [^;"]*;?', "", tag)
     tag = re.sub(r'\b(d|x|y)="([^"]*)"', _shorten, tag)
     tag = re.sub(r'\bid="', f'id="{name}-', tag)

@@ -48,12 +48,12 @@ class Score:
     interval: tuple[Number, Number]  # of 95 %
     mean_per_class: Number
     sd_over_draws: Number = 0.0  # of the accuracy, over random draws of the labelled images
-    labelled: int | None = None  # number of labelled training images, where it is not all of them
+    labelled: int | None = None  # number of labelled training images, if not all are labelled
     images: int | None = None  # test images that were judged
-    classes: dict[Text, Any] = field(default_factory=dict)  # those that have any of them
+    classes: dict[Text, Any] = field(default_factory=dict)  # those that have any of these images
 
     def __str__(self) -> str:
-        """The accuracy in percent, and its deviation if there are draws."""
+        """The accuracy in percent, and its standard deviation if there are draws."""
         return percent(self.accuracy) + (f" ± {percent(self.sd_over_draws)}" if self.sd_over_draws else "")
 
 
@@ -71,7 +71,7 @@ class Difference:
 
     difference: Number
     interval: tuple[Number, Number]
-    draws: int = 1  # of labelled images, which the interval allows for
+    draws: int = 1  # of labelled images, which the interval accounts for
     p: Number | None = None  # of McNemar's exact test, where it applies
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class Public:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """The file of one protocol on one dataset, as far as it is shown."""
+    """The file of one protocol on one dataset, limited to what is shown."""
 
     set: dict[str, Split]  # train and test
     measures: dict[str, Score]
@@ -138,7 +138,7 @@ class Evaluation:
         return Split(score.images, len(score.classes))
 
     def _of_all(self) -> str:
-        """How many of the test images were judged, where it is not all of every class; else empty."""
+        """How many of the test images were judged, if some or whole classes were not; otherwise empty."""
         lost, absent = self.test.images - self.judged.images, self.results[0].not_judged
         text = f"{lost} of {self.test.images} test images could not be read and were not judged. " if lost else ""
         if absent:
@@ -152,7 +152,7 @@ class Evaluation:
         return all(result.pretraining_images for result in self.results)
 
     def tables(self) -> list[ResultTable]:
-        """The accuracies, and, where there are public encoders, this encoder minus each of them."""
+        """The accuracies and, if there are public encoders, this encoder minus each of them."""
         return [self.table(), *([self._differences()] if self._public() else [])]
 
     def table(self) -> ResultTable:
@@ -216,17 +216,17 @@ class Evaluation:
 
 
 def read_evaluations(run: Path, skipped: list[str] | None = None) -> list[Evaluation]:
-    """What ``RUN/evaluation`` holds, a dataset each; damaged files are skipped and named in the remarks.
+    """The contents of ``RUN/evaluation``, one entry per dataset; damaged files are skipped and named in the remarks.
 
     Args:
-        skipped: gets the remarks on datasets without any result.
+        skipped: receives the remarks on datasets without any result.
     """
     folders = sorted((run / "evaluation").glob("*/"))
     return [one for folder in folders if (one := read_evaluation(folder, skipped))]
 
 
 def read_evaluation(folder: Path, skipped: list[str] | None = None) -> Evaluation | None:
-    """What the folder of a dataset holds; None without any result, and its remarks in ``skipped``."""
+    """The contents of a dataset's folder; None if it has no result, with its remarks added to ``skipped``."""
     remarks: list[str] = []
     results = [_read(ProtocolResult, folder / f"{protocol}.json", remarks) for protocol in _ORDER]
     if gain := _read(Difference, folder / "linear-sgd-against-linear.json", remarks):
@@ -240,10 +240,10 @@ def read_evaluation(folder: Path, skipped: list[str] | None = None) -> Evaluatio
 
 
 def read_tables(run: Path, skipped: list[str] | None = None) -> list[ResultTable]:
-    """A table for every dataset that the encoder was evaluated on, and one for all detection runs.
+    """A table for every dataset on which the encoder was evaluated, and one for all detection runs.
 
     Args:
-        skipped: gets the remarks on damaged files of which no table is left.
+        skipped: receives the remarks on damaged files for which no table is left.
     """
     remarks: list[str] = []
     rows = []

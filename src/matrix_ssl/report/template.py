@@ -27,12 +27,12 @@ def templates() -> Environment:
 
 
 def breakable(text: str) -> Markup:
-    """The name of a file or a class, escaped, which may break into lines after the marks in it."""
+    """The name of a file or a class, escaped, in which lines may break after punctuation marks."""
     return Markup("<wbr>").join(map(printable, re.split(r"(?<=[_./\\-])", text)))
 
 
 def _shown(value: Any) -> Any:
-    """Text without what a reader would not see: control characters and changes of direction; HTML of ours as it is."""
+    """Text without what a reader would not see, control characters and changes of direction; our own HTML as it is."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -1,4 +1,4 @@
-"""Whether the accuracies of an encoder are a gain over its baselines, in a sentence or two."""
+"""Whether an encoder's accuracies are a gain over its baselines, in a sentence or two."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ from matrix_ssl.report.formats import percent
 from matrix_ssl.report.measures import BASELINES, MEASURES, measure_name
 from matrix_ssl.report.tables import Difference, ProtocolResult, Score
 
-_SIGNIFICANT = 0.05  # a p value below counts as a difference
+_SIGNIFICANT = 0.05  # a p value below it counts as a difference
 
 
 def accuracy_verdict(results: Iterable[ProtocolResult]) -> str:
-    """The measure that gains least over the best of its baselines, and the one that gains most; empty without any."""
+    """The measure that gains least over its best baseline, and the one that gains most; empty if there are none."""
     results = list(results)
     judged = [(measure.key, result) for measure in MEASURES for result in results if measure.key in result.measures]
     if not judged:
@@ -35,7 +35,7 @@ def _verdict_on(key: str, result: ProtocolResult) -> str:
 
 
 def _best(key: str, result: ProtocolResult) -> str:
-    """Where the encoder gains most; empty where it gains nowhere."""
+    """Where the encoder gains most; empty if it gains nowhere."""
     gain, doubt = _gain(key, result), _doubt(key, result)
     if gain <= 0:
         return ""
@@ -44,9 +44,9 @@ def _best(key: str, result: ProtocolResult) -> str:
 
 
 def _doubt(key: str, result: ProtocolResult) -> str:
-    """Why the gain over the best baseline may be chance; empty where it is not.
+    """Why the gain over the best baseline may be due to chance; empty if there is no such reason.
 
-    Results of earlier versions have no paired difference from the baselines, and are judged by what they have.
+    Results of earlier versions have no paired differences from the baselines and are judged by what they have.
     """
     baselines = _against(key, result)
     name = max(baselines, key=lambda name: baselines[name].accuracy)
@@ -69,7 +69,7 @@ def _doubt_paired(paired: Difference) -> str:
 
 
 def _against(key: str, result: ProtocolResult) -> dict[str, Score]:
-    """The baselines of a measure, by their names."""
+    """The baselines of a measure, by name."""
     return {name: result.baselines[b][key] for b, name in BASELINES.items() if key in result.baselines.get(b, {})}
 
 

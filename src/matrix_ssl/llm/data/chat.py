@@ -1,7 +1,7 @@
-"""Chat templates of tokenizers, which are programs from elsewhere: bounded in time and memory.
+"""Chat templates of tokenizers, which are programs from an untrusted source: bounded in time and memory.
 
-transformers runs them in Jinja's sandbox, which keeps them from files but not from endless loops. Each template is
-tried once in a process of its own with little memory, and every use of it has a limit of time.
+transformers runs them in Jinja's sandbox, which keeps them away from files but does not stop endless loops. Each
+template is tried once in a process of its own with limited memory, and every use of it has a time limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 2.0  # of computing, for one conversation
-_MEMORY = 2**30  # bytes that the trial may take
+_MEMORY = 2**30  # bytes that the trial may use
 _LONGEST = 2**22  # characters of one conversation
 _GOOD, _BAD = b"+", b"-"
 tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty: nothing
@@ -23,7 +23,7 @@ tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty
 def render(
     messages: Sequence[Mapping[str, str]], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
 ) -> str:
-    """A conversation as text by the tokenizer's template; DataError for whatever is wrong with the template."""
+    """A conversation as text, by the tokenizer's template; DataError if anything is wrong with the template."""
     chat = [dict(message) for message in messages]
 
     def text() -> str:
@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
 
 
 def _try_apart(text: Callable[[], str]) -> str:
-    """Runs a function in a copy of this process with limits, where the system has any; what went wrong, or nothing."""
+    """Runs a function in a copy of this process, with limits if the system has any; what went wrong, or nothing."""
 
     def attempt() -> bytes:
         try:

@@ -1,4 +1,4 @@
-"""Exchanges as tokens: a prompt, and the answer with its end token, which is learned."""
+"""Exchanges as tokens: a prompt, then the answer and its end token, which are learned."""
 
 import copy
 import sys
@@ -25,10 +25,10 @@ class Examples:
     """Sequences of tokens, concatenated in one tensor: lists of numbers would take ten times the memory."""
 
     tokens: Tensor  # (sum of lengths,), int32
-    starts: Tensor  # (n + 1,), the first token of each sequence, and the end of the last
+    starts: Tensor  # (n + 1,), index of the first token of each sequence, and the end of the last
     prompts: Tensor  # (n,), length of each prompt, which is not learned
-    cut: int  # sequences without their end
-    dropped: int  # rows without a token to learn
+    cut: int  # number of truncated sequences
+    dropped: int  # number of rows without a token to learn
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -48,14 +48,14 @@ def make_examples(
     rows: Sequence[Exchange], *, template: str, tokenizer: "PreTrainedTokenizerBase", max_length: int,
     where: Callable[[int], str] = lambda index: f"row {index + 1}",
 ) -> Examples:  # fmt: skip
-    """Tokens of every row. Prompt and answer are encoded separately, so a prompt has the same tokens in scoring.
+    """The tokens of every row. Prompt and answer are encoded separately, so a prompt has the same tokens in scoring.
 
     Sequences longer than ``max_length`` lose their end, and with it the end token. ``where`` names a row in errors.
     """
     end = check_end(tokenizer)
     tokens, starts, prompts, cut, dropped = array("i"), array("q", [0]), array("q"), 0, 0
     special = adds_special_tokens(template)
-    ending = len(special_tokens(tokenizer)[1]) if special else 0  # what the tokenizer puts after a text
+    ending = len(special_tokens(tokenizer)[1]) if special else 0  # what the tokenizer appends to a text
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
         names = [where(first + index) for index in range(len(part))]
@@ -106,7 +106,7 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], lis
 
 
 def _ends_inside(rows: Sequence[Exchange], template: str, tokenizer: "PreTrainedTokenizerBase", end: int) -> list[int]:
-    """How often the end token is in the text of each answer, as in one that explains it; a template may add another."""
+    """How often the end token occurs in the text of each answer, which may be about it; a template may add another."""
     if template != "chat":
         return [sys.maxsize] * len(rows)  # these templates add none
     texts = tokenizer([row.answer for row in rows], add_special_tokens=False)
@@ -114,9 +114,9 @@ def _ends_inside(rows: Sequence[Exchange], template: str, tokenizer: "PreTrained
 
 
 def collator(tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorForSeq2Seq":
-    """Puts examples side by side, padded at the right with a token that is neither seen nor learned.
+    """Batches examples, padded on the right with a token that is neither attended to nor learned.
 
-    On a copy of the tokenizer, which may have no token for padding, or pad at the left.
+    It uses a copy of the tokenizer, which may have no padding token, or pad on the left.
     """
     from transformers import DataCollatorForSeq2Seq
 

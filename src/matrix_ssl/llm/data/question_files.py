@@ -1,4 +1,4 @@
-"""Questions and answers from files and datasets of the Hugging Face hub, in the forms that people have."""
+"""Questions and answers from files and datasets of the Hugging Face hub, in the usual formats."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ KNOWN = (
 )  # fmt: skip
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 _HUB = "hf:"
-_COLON = re.compile(r":(?![^\[]*\])")  # not that of a part of a split, as in train[:5]
+_COLON = re.compile(r":(?![^\[]*\])")  # not one inside a part of a split, as in train[:5]
 _SHOWN = 80  # characters of a value in an error
 
 
@@ -34,7 +34,7 @@ class Rows:
 
 
 def read_rows(data: str) -> Rows:
-    """Reads a file of ``read_table``, or ``hf:NAME[:CONFIGURATION[:SPLIT]]``, by default the split train."""
+    """Reads a file with ``read_table``, or ``hf:NAME[:CONFIGURATION[:SPLIT]]``, by default the split train."""
     if data.startswith(_HUB):
         return _read_hub(data)
     if Path(data).is_dir():
@@ -48,7 +48,7 @@ def read_rows(data: str) -> Rows:
 def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
     """The questions of a file or dataset, with or without answers, or the lines of a text file (.txt).
 
-    Of a conversation that is all but a last answer of the assistant. The answers are empty.
+    The question of a conversation is everything except a final answer by the assistant. The answers are empty.
     """
     if data.lower().endswith(".txt") and not data.startswith(_HUB):
         texts = [(number, line) for number, line in enumerate(read_lines(Path(data)), 1) if line.strip()]
@@ -66,14 +66,14 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
 
 
 def check_prompts(prompts: Sequence[str]) -> list[Exchange]:
-    """Questions of a command line; DataError for one without text, or with bytes that are none."""
+    """Questions from the command line; DataError for one that is blank or has bytes that are not text."""
     if any(not text.strip() for text in prompts):
         raise DataError("--prompt is empty: write a question.")
     return [Exchange.of(_encodable(text, "--prompt"), "") for text in prompts]
 
 
 def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` that there are."""
+    """The columns with questions and answers, or messages: those named, or the first of ``KNOWN`` that exist."""
     present = _names(rows)
     if len(columns) > 2:
         raise DataError(f"--columns {','.join(columns)}: name a question and an answer, or one column of messages.")
@@ -101,12 +101,12 @@ def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
 
 
 def _names(rows: Rows) -> list[str]:
-    """All columns; a row of JSON may lack what is empty there, as the input of Alpaca's."""
+    """All columns; a row of JSON may lack those that are empty, such as Alpaca's input."""
     return list(dict.fromkeys(name for row in rows.rows for name in row))
 
 
 def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
-    """What ``read`` makes of every row and its place; DataError for the first row that it refuses and their number."""
+    """Applies ``read`` to every row and its place; DataError for the first row it rejects, with the number of them."""
     result, refused = [], []
     for number, row in enumerate(rows.rows, 1):
         try:
@@ -144,13 +144,13 @@ def _question(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> E
 
 
 def _asked(row: dict[str, Any], columns: tuple[str, ...], where: str) -> str:
-    """The question in the first column, and below it the input in a second one, Alpaca's, which may be empty."""
+    """The question in the first column and, below it, the input in a second one as in Alpaca, which may be empty."""
     inputs = (name for name in columns[1:] if row.get(name) is not None and str(row[name]).strip())
     return "\n\n".join(_text(row, name, where) for name in (columns[0], *inputs))
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """The text in a column; a whole number is one, too."""
+    """The text in a column; an integer is accepted as text."""
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -163,8 +163,8 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _messages(value: Any, name: str, where: str) -> list[dict[str, str]]:
-    """Messages, with role and content, or as of ShareGPT with from and value; none where there is something else."""
-    if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):  # as some versions of datasets
+    """Messages, with role and content, or with from and value as in ShareGPT; an empty list for anything else."""
+    if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):  # in some versions of datasets
         value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
     read = [_message(one) for one in value] if isinstance(value, list) else []
     messages = [one for one in read if one is not None]
@@ -189,7 +189,7 @@ def _message(one: Any) -> dict[str, str] | None:
 
 
 def _encodable(text: str, where: str) -> str:
-    """A text that tokenizers take: JSON allows half of a pair of surrogates, as of an emoji that was cut, UTF-8 not."""
+    """A text that tokenizers accept: JSON, unlike UTF-8, allows half of a surrogate pair, as of an emoji cut in two."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -225,13 +225,13 @@ def _read_hub(data: str) -> Rows:
 
 
 def _read_saved(data: str, folder: str, configuration: str, split: str) -> Rows:
-    """What ``save_to_disk`` has written: one split without a name, or several with."""
+    """What ``save_to_disk`` has written: one split without a name, or several with names."""
     import datasets
 
     check_pretrained(folder)
     try:
         saved = datasets.load_from_disk(folder)
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:  # whatever its own files lack
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:  # depending on what its files lack
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(f"{data} cannot be loaded: {reason}: it is empty or damaged; save it again.") from error
     if configuration not in ("", "default"):

@@ -1,4 +1,4 @@
-"""Files as rows of named values: JSON lines, a JSON list, CSV, TSV and Parquet; text also compressed by gzip."""
+"""Files as rows of named values: JSON lines, a JSON list, CSV, TSV and Parquet; text may be compressed with gzip."""
 
 import codecs
 import csv
@@ -13,18 +13,18 @@ from matrix_ssl.errors import DataError, import_extra
 
 Table = list[dict[str, Any]]
 
-_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}  # the first that is in the line of names
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}  # the first that occurs in the header line
 _JSON = (".jsonl", ".json", ".ndjson")
-_WIDE = 4  # bytes, of which one is zero where a character takes two or four
+_WIDE = 4  # bytes, one of which is zero if a character takes two or four
 _CONVERT = "save the file as UTF-8, for example by iconv -f {} -t UTF-8"
 _LARGEST_FIELD = 1 << 27  # characters of a cell; the library's default is 131072
 
 
 def read_table(path: Path) -> tuple[Table, bytes]:
-    """The rows of a file by its ending, and its content.
+    """The rows of a file, read according to its extension, and its content.
 
     Raises:
-        DataError: the file cannot be read, has another ending, or is not what its ending says.
+        DataError: the file cannot be read, has another extension, or is not what its extension says.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
@@ -48,12 +48,12 @@ def read_table(path: Path) -> tuple[Table, bytes]:
 
 
 def is_separated(path: Path) -> bool:
-    """Whether a file is a table whose first line holds the names of its columns, as its ending says."""
+    """Whether a file is, by its extension, a table whose first line holds the names of its columns."""
     return any(suffix.lower() in _SEPARATORS for suffix in path.suffixes)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without their ends."""
+    """The lines of a text file, without line ends."""
     try:
         content = read_file(path, most=MOST_TEXT)
     except OSError as error:
@@ -62,7 +62,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _lines(path: Path, content: bytes) -> Table:
-    """One object a line; a file that is a list all the same is read as one."""
+    """One object per line; a file that is a list nevertheless is read as one."""
     first = content.lstrip()[:1]
     try:
         return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
@@ -74,7 +74,7 @@ def _lines(path: Path, content: bytes) -> Table:
 
 
 def _whole(path: Path, content: bytes) -> Table:
-    """A list of objects; a file with one object a line all the same is read as that."""
+    """A list of objects; a file that has one object per line nevertheless is read as such."""
     if not content.strip():
         return []
     if content.lstrip()[:1] == b"{":
@@ -86,7 +86,7 @@ def _whole(path: Path, content: bytes) -> Table:
 
 
 def _list(content: bytes) -> Table | None:
-    """The objects of a JSON list, None if it is none."""
+    """The objects of a JSON list, or None if it is not one."""
     try:
         rows = parse_json(content)
     except ValueError:
@@ -133,11 +133,11 @@ def _text(content: bytes, where: str) -> str:
 
 
 def _separated(path: Path, content: bytes, separators: str) -> Table:
-    """Rows below a line of names. A row that is shorter lacks values, one that is longer is an error."""
+    """Rows below a header line. A shorter row lacks values; a longer one is an error."""
     csv.field_size_limit(_LARGEST_FIELD)
     text = _text(content, str(path))
     names = text.lstrip().partition("\n")[0]
-    separator = next((one for one in separators if one in names), separators[0])  # programs of Europe write ;
+    separator = next((one for one in separators if one in names), separators[0])  # European programs write ;
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = []
     try:
@@ -168,7 +168,7 @@ def _parquet(path: Path, content: bytes) -> Table:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Raises DataError for two columns of one name, of which a row could keep only the last."""
+    """Raises DataError for two columns with the same name, as a row could keep only the last of them."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"{path} has the column {repeated!r} twice: rename one.")

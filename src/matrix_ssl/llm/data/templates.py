@@ -1,7 +1,7 @@
 """How a question becomes a prompt, in training and in scoring alike.
 
 ``metamath`` is the prompt that MetaMath publishes for its models (Yu et al., "MetaMath: Bootstrap Your Own Mathematical
-Questions for Large Language Models", ICLR 2024; README of its repository). That its training used the same prompt is
+Questions for Large Language Models", ICLR 2024; README of its repository). Whether its training used the same prompt is
 not verified. ``plain`` is the question and a newline; ``chat`` is the tokenizer's own chat template.
 """
 
@@ -56,7 +56,7 @@ def each_text(
     part: Callable[[Exchange, str, "PreTrainedTokenizerBase"], str], rows: Sequence[Exchange], template: str,
     tokenizer: "PreTrainedTokenizerBase", *, where: Callable[[int], str] = lambda index: f"row {index + 1}",
 ) -> list[str]:  # fmt: skip
-    """What ``part``, ``prompt`` or ``answer``, makes of every row; a DataError begins with the row's place."""
+    """Applies ``part``, either ``prompt`` or ``answer``, to every row; a DataError begins with the row's place."""
     texts = []
     for index, row in enumerate(rows):
         try:
@@ -67,7 +67,7 @@ def each_text(
 
 
 def adds_special_tokens(name: str) -> bool:
-    """Whether the tokenizer puts its own first token before a prompt; chat templates write theirs."""
+    """Whether the tokenizer puts its own first token before a prompt; chat templates write their own."""
     return name != "chat"
 
 

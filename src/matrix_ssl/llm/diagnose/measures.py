@@ -1,30 +1,30 @@
-"""How many directions the token representations of a language model use, how straight their path is, what they share.
+"""How many directions a language model's token representations use, how straight their path is, and what they share.
 
-A window is what the model sees at once: n tokens, of which one layer makes n rows x_i of width d. Two published
-measures look at windows one by one:
+A window is what the model sees at once: n tokens, which a layer turns into n rows x_i of width d. Two published
+measures treat windows one by one:
 
     z_i = (x_i - mean x) / ‖x_i - mean x‖        Z = (z_1, ..., z_n)ᵀ        A = ZᵀZ / n
     erank = exp(H(A)), H(A) = -tr(A log A)       matrix nuclear norm = Σ of the min(n, d) largest ‖column of Z‖ / n
 
-and a text of several windows has exp(mean H) and the mean nuclear norm. Mean and lengths are those of ONE window, as in
-the published code of both, so one pass over a text is exact. Centring by the mean of all tokens would be a different
-measure, and take two.
+A text of several windows has exp(mean H) and the mean nuclear norm. Mean and lengths are those of ONE window, as in the
+published code of both measures, so one pass over a text is exact. Centring by the mean of all tokens would be a
+different measure and would take two passes.
 
 Curvature is the mean angle between successive steps x_{i+1} - x_i of a window. DiME and LiDAR compare views: those of a
-window are the means of its first and of its second half, as contrastive learning on text crops documents (Izacard et
-al.). They need no further pass, unlike the perturbed prompts of Skean et al.; a causal model has read the first half
+window are the means of its first and second halves, just as contrastive learning on text crops documents (Izacard et
+al.). Unlike the perturbed prompts of Skean et al., they need no further pass; a causal model has read the first half
 when it reads the second.
 
-Matrix entropy and effective rank of the whole text are those of the covariance of all tokens, rows not scaled: what
-``training.diagnostics`` shows of encoders.
+Matrix entropy and effective rank of the whole text are those of the covariance of all tokens, with unscaled rows, as
+``training.diagnostics`` reports them for encoders.
 
-Everything is computed in float64. A row as near to its window's mean as rounding has no direction and adds nothing to
-A, which counts scaled to trace one; a window without any direction is an error.
+Everything is computed in float64. A row that equals its window's mean up to rounding has no direction and adds nothing
+to A, which is scaled to trace one; a window without any direction is an error.
 
 References:
     Wei, Tan, Li, Wang and Huang, "Diff-eRank: A Novel Rank-Based Metric for Evaluating Large Language Models",
-    NeurIPS 2024. Formula and average after its published code; of its two averages this is algorithm (a), the other is
-    the mean of eranks. Numbers of equations: not verified.
+    NeurIPS 2024. Formula and average follow its published code; of its two averages this is algorithm (a), the other
+    being the mean of eranks. Equation numbers: not verified.
     Hosseini and Fedorenko, "Large language models implicitly learn to straighten neural sentence trajectories to
     construct a predictive representation of natural language", NeurIPS 2023: curvature.
     Skean, Arefin, Zhao, Patel, Naghiyev, LeCun and Shwartz-Ziv, "Layer by layer: uncovering hidden representations in
@@ -32,7 +32,7 @@ References:
     Izacard, Caron, Hosseini, Riedel, Bojanowski, Joulin and Grave, "Unsupervised dense information retrieval with
     contrastive learning", TMLR 2022: cropping.
     Li, Xia, Chang and Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", Findings of EMNLP 2025. Formula,
-    division by n and average after its published code; numbers of equations: not verified.
+    division by n and average follow its published code; equation numbers: not verified.
 """
 
 import math
@@ -52,18 +52,18 @@ from matrix_ssl.matrix.validation import checked_matrix, looks_at_values, tolera
 
 
 def erank(representations: Tensor, *, validate: bool | None = None) -> Tensor:
-    """eRank exp(H(A)) of the tokens of each window; compare windows of one length only.
+    """eRank exp(H(A)) of the tokens of each window; compare only windows of the same length.
 
-    Rotations, shifts and a common scale do not change it. It is not the effective rank of the covariance, whose rows
-    keep their length.
+    Rotations, shifts and a common scale do not change it. It is not the effective rank of the covariance, for which
+    rows keep their length.
 
     Args:
         representations: (..., n, d), one row per token, n ≥ 2, without padding.
-        validate: whether to check values; by default on the CPU outside of ``torch.compile``.
+        validate: whether to check values; by default on the CPU and outside ``torch.compile``.
 
     Returns:
-        (...), 1 to min(n - 1, d): centred rows add up to zero, which costs a direction. Low where tokens share few
-        directions; n orthogonal rows of one length give n - 1.
+        (...), 1 to min(n - 1, d): centred rows add up to zero, which costs a direction. Low if tokens share few
+        directions; n orthogonal rows of equal length give n - 1.
 
     Raises:
         MatrixError: not a matrix, fewer than two rows, not finite, or all rows equal.
@@ -74,9 +74,9 @@ def erank(representations: Tensor, *, validate: bool | None = None) -> Tensor:
 
 
 def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Diff-eRank: ``erank`` of an untrained model's representations minus that of the trained one.
+    """Diff-eRank: ``erank`` of an untrained model's representations minus that of the trained model's.
 
-    Comparable between models of one family on one text. For several windows subtract the ``Measures.erank`` of both.
+    Comparable between models of one family on one text. For several windows, subtract the ``Measures.erank`` of both.
 
     Args:
         untrained: (..., n, d), from the architecture with random weights.
@@ -84,7 +84,7 @@ def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = No
         validate: as in ``erank``.
 
     Returns:
-        (...), -r to r, r = min(n - 1, d) - 1; above zero where training has removed directions.
+        (...), -r to r, r = min(n - 1, d) - 1; above zero if training has removed directions.
 
     Raises:
         MatrixError: as in ``erank``, or the shapes differ.
@@ -100,14 +100,14 @@ def diff_erank(untrained: Tensor, trained: Tensor, *, validate: bool | None = No
 
 
 def matrix_nuclear_norm(representations: Tensor, *, validate: bool | None = None) -> Tensor:
-    """Matrix nuclear norm of each window: the min(n, d) largest lengths of columns of Z, added up, divided by n.
+    """Matrix nuclear norm of each window: the sum of the min(n, d) largest column lengths of Z, divided by n.
 
-    With d ≤ n it is at least the nuclear norm of Z over n, which it approximates without a decomposition. A rotation
-    changes it; a permutation or a sign of columns, a shift and a common scale do not. Arguments and errors as in
-    ``erank``.
+    If d ≤ n, it is at least the nuclear norm of Z over n, which it approximates without a decomposition. A rotation
+    changes it; permuting columns, changing their signs, a shift and a common scale do not. Arguments and errors are
+    those of ``erank``.
 
     Returns:
-        (...), above 0 and up to √(min(n, d) / n) ≤ 1, which columns of equal length reach.
+        (...), above 0 and up to √(min(n, d) / n) ≤ 1, which is reached by columns of equal length.
 
     Reference: Li et al., Findings of EMNLP 2025.
     """
@@ -117,8 +117,8 @@ def matrix_nuclear_norm(representations: Tensor, *, validate: bool | None = None
 def curvature(representations: Tensor, *, validate: bool | None = None) -> Tensor:
     """Mean angle arccos(⟨v_i, v_{i+1}⟩ / (‖v_i‖ ‖v_{i+1}‖)) between successive steps v_i = x_{i+1} - x_i, in radians.
 
-    0 where the tokens of a window lie on a line in their order, π/2 where steps are orthogonal, and 2π/3 expected for
-    independent rows of many columns. A step of length zero has no direction: its two angles count as π/2. Shifts,
+    It is 0 if the tokens of a window lie on a line in their order, π/2 if steps are orthogonal, and 2π/3 in expectation
+    for independent rows of many columns. A step of length zero has no direction: its two angles count as π/2. Shifts,
     rotations and a common scale do not change it.
 
     Args:
@@ -145,7 +145,7 @@ def curvature(representations: Tensor, *, validate: bool | None = None) -> Tenso
 
 @dataclass(frozen=True)
 class Measures:
-    """What the tokens of a text look like at one layer."""
+    """Measures of the tokens of a text at one layer."""
 
     windows: int
     tokens: int
@@ -155,7 +155,7 @@ class Measures:
     matrix_nuclear_norm: float  # mean over windows, 0 to 1
     normalised_matrix_entropy: float  # matrix_entropy over log min(tokens - 1, d), 0 to 1
     token_entropy: float  # nats, mean over windows of H(A)
-    # None where it is not defined, for windows of two tokens or fewer than three windows
+    # None where undefined, for windows of two tokens or fewer than three windows
     normalised_token_entropy: float | None  # mean over windows of H(A) / log min(n - 1, d), 0 to 1
     curvature: float | None  # radians, mean over windows
     dime: float | None  # nats, of the halves of windows
@@ -165,9 +165,9 @@ class Measures:
 class TokenStatistics:
     """``Measures`` of a stream of windows, in memory that does not grow with it: (d, d) and (d,) in float64.
 
-    Order and grouping of windows matter only to rounding, and the order to the permutations of DiME. Of the first
-    windows it also keeps the means of their halves. The covariance is merged window by window about the running mean,
-    not as E[xxᵀ] - E[x]E[x]ᵀ, which cancels where the mean is large, as in language models.
+    The order and grouping of windows affect only rounding, and the order also the permutations of DiME. For the first
+    windows, the means of their halves are kept as well. The covariance is merged window by window about the running
+    mean, not as E[xxᵀ] - E[x]E[x]ᵀ, which suffers from cancellation if the mean is large, as in language models.
 
     Reference for the merging: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", COMPSTAT 1982.
@@ -176,12 +176,12 @@ class TokenStatistics:
     def __init__(self) -> None:
         self.windows = self.tokens = 0
         self._entropy = self._nuclear_norm = self._normalised = self._curvature = 0.0  # sums over windows
-        self._short = False  # whether a window was of two tokens
+        self._short = False  # whether a window had two tokens
         self._halves = torch.zeros(())  # (VIEWS, 2, d) of the first windows
         self._mean = self._scatter = torch.zeros(())  # of all tokens; the shapes follow from the first window
 
     def add(self, representations: Tensor, *, mask: Tensor | None = None) -> None:
-        """Adds the windows of a batch, each by itself.
+        """Adds the windows of a batch, each on its own.
 
         Args:
             representations: (batch, n, d), one row per token.
@@ -191,7 +191,7 @@ class TokenStatistics:
             MatrixError: a window has fewer than two tokens, is not finite or has equal rows; those before it are kept.
         """
         if representations.device.type == "mps":
-            representations = representations.cpu()  # it has no float64
+            representations = representations.cpu()  # MPS has no float64
         for i, rows in enumerate(representations):
             self._add(rows if mask is None else rows[mask[i].to(rows.device, torch.bool)])
 
@@ -221,7 +221,7 @@ class TokenStatistics:
         """The measures of all windows so far.
 
         Raises:
-            MatrixError: there was none.
+            MatrixError: no window was added.
         """
         if not self.windows:
             raise MatrixError("No window was added: there are no representations to measure.")
@@ -276,7 +276,7 @@ def _entropy(unit: Tensor) -> Tensor:
 
 
 def _lidar(halves: Tensor) -> float | None:
-    """LiDAR of views (n, 2, d), scaled to a mean variance of one as its ridge asks."""
+    """LiDAR of views (n, 2, d), scaled to a mean variance of one as its ridge requires."""
     if len(halves) < 3:
         return None
     scale = halves.flatten(0, 1).var(0, correction=0).mean().sqrt()

@@ -1,7 +1,8 @@
-"""Measures the token representations of a language model over a text, layer by layer, beside those of a reference.
+"""Measures a language model's token representations over a text, layer by layer, alongside those of a reference.
 
-The models read the text in turn, each in one pass; only the sums of ``TokenStatistics`` are kept. So memory is that of
-the models, a batch of hidden states, and (d, d) numbers in float64 per layer. The device holds one model at a time.
+The models read the text in turn, each in one pass; only the sums of ``TokenStatistics`` are kept. Memory is therefore
+that of the models, a batch of hidden states, and (d, d) numbers in float64 per layer. The device holds one model at a
+time.
 """
 
 import importlib.metadata
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 UNTRAINED = "untrained"
 _WINDOW = 512  # tokens, unless the model has a lower limit
 
-Progress = Callable[[str, int, float], None]  # name of the model, windows that it has read, share of all the reading
+Progress = Callable[[str, int, float], None]  # name of the model, windows it has read, share of all reading
 
 
 @dataclass(frozen=True)
 class DiagnoseSettings:
-    """Everything that decides what a diagnosis computes."""
+    """Everything that determines what a diagnosis computes."""
 
-    model: str  # a run of fine-tuning, a folder in safetensors with its tokenizer, or a name of the hub
+    model: str  # a fine-tuning run, a folder in safetensors with its tokenizer, or a name on the hub
     text: Path  # UTF-8
     reference: str | None = None  # a different model or its config:, whose tokenizer is not used, or "untrained"
     layers: str = "all"  # "all", "last", or numbers separated by commas; 0 is the output of the embeddings
@@ -55,7 +56,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Measures the model and the reference, writes ``diagnose.json`` and ``diagnose.html``, and returns the former.
 
-    Earlier results in the folder are replaced only when everything is computed.
+    Earlier results in the folder are replaced only once everything has been computed.
 
     Raises:
         CheckpointError: a model or the tokenizer cannot be opened.
@@ -79,7 +80,7 @@ def measure(
     model: "PreTrainedModel", batches: Iterable[list[list[int]]], layers: list[int], *, name: str,
     on_windows: Callable[[int], None],
 ) -> list[Measures]:  # fmt: skip
-    """The measures of layers of a model, over batches of windows of one length; layer 0 is the embeddings."""
+    """The measures of a model's layers over batches of windows of equal length; layer 0 is the embeddings."""
     statistics = [TokenStatistics() for _ in layers]
     for batch in batches:
         models.check_tokens(model, max(map(max, batch)), name)
@@ -124,7 +125,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
         nonlocal read
         read = 0
         for block in reading.read_blocks(settings.text):
-            yield block  # and what comes back for the next one has measured it
+            yield block  # whoever comes back for the next one has measured it
             read += len(block.encode())
 
     def batches() -> Iterator[list[list[int]]]:
@@ -137,7 +138,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
             yield batch
 
     def follow(name: str, earlier: int) -> Callable[[int], None]:
-        """Tells ``on_progress`` of a pass after ``earlier`` ones."""
+        """Reports a pass to ``on_progress``, after ``earlier`` passes."""
 
         def on_windows(windows: int) -> None:
             tokens = windows * length
@@ -148,7 +149,7 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
 
     about = _about(settings.model, model)
     measures = measure(model.to(device), batches(), layers, name=settings.model, on_windows=follow(settings.model, 0))
-    del model  # the device is for the reference now
+    del model  # the reference needs the device now
     rows = [{"layer": layer, **_values(own)} for layer, own in zip(layers, measures, strict=True)]
     about_reference = None
     if reference is not None:

@@ -14,7 +14,7 @@ BLOCK = 1 << 16  # characters that are tokenised at a time
 def read_blocks(path: Path) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of up to ``BLOCK`` characters, each but the last ending in a line break.
 
-    A block without one ends in other white space, and without that anywhere.
+    A block without one ends in other white space, or anywhere if it has none.
     """
     rest, characters = "", 0
     try:
@@ -47,10 +47,10 @@ def token_windows(
     after: list[int],
     max_tokens: int | None,
 ) -> Iterator[list[int]]:
-    """The text as windows of ``length`` tokens, the special ones of ``before`` and ``after`` among them.
+    """The text as windows of ``length`` tokens, including the special ones in ``before`` and ``after``.
 
-    An incomplete last window is dropped, unless it is the only one. So all windows of a text have the same length, and
-    batches need no padding. ``encode`` gives the tokens of a block without special ones.
+    An incomplete last window is dropped, unless it is the only one. All windows of a text therefore have the same
+    length, and batches need no padding. ``encode`` returns the tokens of a block without special ones.
     """
     room = length - len(before) - len(after)
     if room < 1:

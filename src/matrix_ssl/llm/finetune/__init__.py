@@ -1,1 +1,1 @@
-"""Trainers of transformers and trl with the loss, and a whole fine-tuning."""
+"""Trainers for transformers and trl with the loss, and complete fine-tuning runs."""

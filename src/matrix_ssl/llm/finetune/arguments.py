@@ -1,6 +1,6 @@
-"""What transformers would refuse in the middle of a run, not refuse at all, or know by a different name.
+"""Arguments that transformers would reject in the middle of a run, not reject at all, or know by a different name.
 
-A training that cannot succeed is one sentence before its folder is claimed.
+A run that cannot succeed ends with one sentence, before its folder is claimed.
 """
 
 import inspect
@@ -12,10 +12,10 @@ from typing import Any
 
 from matrix_ssl.errors import ConfigError
 
-MEASURES = ("loss", "ce", "mce", "entropy", "mean_token_accuracy")  # of held-out rows, with eval_ before the name
+MEASURES = ("loss", "ce", "mce", "entropy", "mean_token_accuracy")  # of held-out rows, with the prefix eval_
 _HIGHER_IS_BETTER = MEASURES[-1:]
 
-# those that a setting, an option or this package decides
+# arguments decided by a setting, an option or this package
 TAKEN = {
     "push_to_hub": "upload the folder model yourself, for example by hf upload",
     "hub_token": "log in with hf auth login, or set HF_TOKEN",
@@ -45,7 +45,7 @@ TAKEN = {
     "ddp_timeout": "set the variable MATRIX_SSL_SILENCE_SECONDS",
 }  # fmt: skip
 
-# names that TrainingArguments had once, and those of other programs
+# former names of TrainingArguments, and those of other programs
 INSTEAD = {
     "evaluation_strategy": "set eval_strategy",
     "no_cuda": "use --device cpu",
@@ -105,12 +105,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def one_sentence(error: Exception) -> str:
-    """What an error of a library says, on one line."""
+    """The message of a library's error, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_assigned(assigned: Mapping[str, Any], *, evaluates: bool) -> None:
-    """Raises ConfigError for arguments that do not fit together with held-out rows, or with none."""
+    """Raises ConfigError for arguments that contradict each other, or the presence or absence of held-out rows."""
     for key, needs in _CAUSES_EVALUATION.items():
         if not evaluates and assigned.get(key) and needs(assigned[key]):
             raise ConfigError(
@@ -156,12 +156,12 @@ def evaluation_arguments(assigned: Mapping[str, Any], *, save_strategy: str, bat
         "per_device_eval_batch_size": batch_size,
         "load_best_model_at_end": saves != "no",
         "metric_for_best_model": metric,
-        "greater_is_better": metric.removeprefix("eval_") in _HIGHER_IS_BETTER,  # the library: all but losses
+        "greater_is_better": metric.removeprefix("eval_") in _HIGHER_IS_BETTER,  # the library: all but losses are
     }
 
 
 def check_values(arguments: Any) -> None:
-    """Raises ConfigError for values that a training would stop at, or that it would take for something else."""
+    """Raises ConfigError for values that would stop the training, or that it would misinterpret."""
     for key, (is_in_range, expected) in _RANGES.items():
         if not is_in_range(value := getattr(arguments, key) or 0):
             raise ConfigError(f"{key}={value}: expected {expected}.")
@@ -174,7 +174,7 @@ def check_values(arguments: Any) -> None:
 
 
 def check_batches(arguments: Any, examples: int) -> None:
-    """Raises ConfigError for batches that no data fill, where such a batch is left out."""
+    """Raises ConfigError if the data do not fill one batch and incomplete batches are dropped."""
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and batch > examples:
         raise ConfigError(
@@ -184,11 +184,11 @@ def check_batches(arguments: Any, examples: int) -> None:
 
 
 def try_libraries(trainer: Any) -> None:
-    """Makes an optimizer, a schedule and what else has arguments of its own, as the training will.
+    """Makes an optimizer, a schedule and whatever else takes arguments of its own, as the training will.
 
     Raises:
         ConfigError: an argument is wrong.
-        ValueError, ImportError, TypeError, KeyError: as of the libraries; a package is missing.
+        ValueError, ImportError, TypeError, KeyError: from the libraries, or a package is missing.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -208,7 +208,7 @@ def try_libraries(trainer: Any) -> None:
         with _named("torch_compile_mode", arguments.torch_compile_mode):
             torch.compile(torch.nn.Identity(), mode=arguments.torch_compile_mode)
     if trainer.is_deepspeed_enabled:
-        return  # its own
+        return  # it makes its own
     kind, options = trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
     if not {"params", "model", "optimizer_dict"} & options.keys():
         with _named("optim", arguments.optim):
@@ -232,13 +232,13 @@ def _try_schedule(arguments: Any) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as it is written behind ``key=``."""
+    """A value as it is written after ``key=``."""
     return json.dumps(value) if isinstance(value, bool | dict) else str(getattr(value, "value", value))
 
 
 @contextmanager
 def _named(key: str, value: Any, *, remedy: str = "") -> Iterator[None]:
-    """Errors of a library as ConfigError that names an argument; packages that are missing are named by the error."""
+    """Turns a library's errors into a ConfigError that names an argument; those of missing packages name these."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, KeyError) as error:

@@ -1,13 +1,13 @@
-"""A causal language model whose forward ends in the loss: its head gets hidden states and never makes logits.
+"""A causal language model whose forward ends in the loss: its head receives hidden states and never computes logits.
 
-For one forward the head's own ``forward`` is replaced by the fused loss, and the model's outputs carry the loss instead
-of logits. The loss is computed inside of the head's call and leaves through the model's outputs, so the hooks of
-DistributedDataParallel, FSDP and DeepSpeed gather its weight and see its gradient as ever.
+For one forward, the head's own ``forward`` is replaced by the fused loss, and the model's outputs carry the loss
+instead of logits. The loss is computed inside the head's call and returned through the model's outputs, so the hooks of
+DistributedDataParallel, FSDP and DeepSpeed gather the head's weight and see its gradient as usual.
 
-What turns products into logits is found from the model: the bias of the head, and numbers of the configuration that
-may be scale or cap. They are used only if the head's results are those products on a batch, and the model makes of
-numbers of all sizes, put in the place of these results, the logits that scale and cap make of them. Logits of the batch
-alone would not tell: those of a model that has learned nothing are so small that no cap shows.
+What turns products into logits is found from the model: the bias of the head, and numbers in the configuration that
+may be a scale or a cap. They are used only if, on a batch, the head's results equal those products, and if the model
+turns numbers of all sizes, substituted for these results, into the logits that scale and cap would give. The logits of
+the batch alone would not suffice: in a model that has learned nothing they are too small for any cap to show.
 """
 
 import inspect
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from matrix_ssl.llm.head import Head, effective_rows, find_head, mergeable
 
-_POSITIONS = 8  # whose logits are compared, where the model can leave out the others
+_POSITIONS = 8  # whose logits are compared, if the model can leave out the others
 _SCALES = ("logit", "lm_head", "output_multiplier")  # parts of names in a configuration
 _CAPS = ("cap",)
-# relative error of products that counts as rounding, by their dtype: that of the products, and of TF32 on a GPU
+# relative error of products that counts as rounding: that of their dtype, and on a GPU that of TF32
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
-_SIZES = (-1.0, 2.0)  # powers of ten of the numbers that are put in the place of the head's results
-_ROUNDINGS = 4  # of a number, in what makes a logit of it
+_SIZES = (-1.0, 2.0)  # powers of ten of the numbers substituted for the head's results
+_ROUNDINGS = 4  # of a number on its way to a logit
 
 
 class HeadForm(NamedTuple):
@@ -41,20 +41,20 @@ Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # the loss of hidde
 
 
 def owner_of_head(model: Any) -> Any:
-    """The causal model whose forward calls the head, also inside of peft's."""
+    """The causal model whose forward calls the head, also inside a peft model."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
 def ending_in(model: Any, compute: Compute) -> Iterator[None]:
-    """Within the block the forward of a model (not one wrapped for several processes) has ``compute``'s loss."""
+    """Within the block, the forward of a model (not one wrapped for several processes) returns ``compute``'s loss."""
     owner, head, results = owner_of_head(model), find_head(model), []
 
     def loss_of(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         loss = compute(hidden, *effective_rows(head))
-        return loss * loss.new_ones(1, 1, 1)  # FSDP wants no view
+        return loss * loss.new_ones(1, 1, 1)  # FSDP does not accept a view
 
-    # what the other hooks made of the result: those of DeepSpeed tie its gradient to the gathering of the weight
+    # the result after the other hooks: those of DeepSpeed tie its gradient to the gathering of the weight
     kept = head.register_forward_hook(lambda module, inputs, output: results.append(output))
     forward = owner.forward
 
@@ -73,12 +73,12 @@ def ending_in(model: Any, compute: Compute) -> Iterator[None]:
 
 @torch.no_grad()
 def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadForm | None, str]:
-    """The form of a model's head, proved on a batch, or None and the reason why its logits cannot be replaced.
+    """The form of a model's head, verified on a batch, or None and the reason why its logits cannot be replaced.
 
     Args:
-        model: the model as it is.
+        model: the model itself.
         wrapped: the model that is called, which may be wrapped for several processes.
-        inputs: a batch, without labels. Random numbers that the forward draws are not used up.
+        inputs: a batch, without labels. The state of the random number generators is restored after the forward.
     """
     owner, head = owner_of_head(model), find_head(model)
     if not mergeable(head):
@@ -107,13 +107,13 @@ def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadFor
         calls.append(args)
         return forward(*args, **kwargs)
 
-    hook = head.register_forward_hook(compare, prepend=True)  # before the weight is spread over processes again
+    hook = head.register_forward_hook(compare, prepend=True)  # before the weight is sharded again
     try:
         with _replaced(owner, counted), torch.random.fork_rng(devices=devices):
             outputs = wrapped(**inputs, **few)
     finally:
         hook.remove()
-    if not calls:  # as of peft's adaption prompts
+    if not calls:  # as with peft's adaption prompts
         return None, "its forward is kept elsewhere and cannot be replaced"
     logits = getattr(outputs, "logits", None)
     if not hasattr(outputs, "items") or not isinstance(logits, Tensor):
@@ -121,7 +121,7 @@ def find_form(model: Any, wrapped: Any, inputs: dict[str, Any]) -> tuple[HeadFor
     if len(seen) != 1 or seen[0][1].shape != logits.shape:
         return None, "its logits are not one product with the weight of its head"
     error, numbers = seen[0]
-    if not error <= max(_ROUNDING.get(numbers.dtype, 0.0), _TF32 if logits.is_cuda else 0.0):  # a NaN is no proof
+    if not error <= max(_ROUNDING.get(numbers.dtype, 0.0), _TF32 if logits.is_cuda else 0.0):  # NaN proves nothing
         return None, f"what its head gives differs from products with its weight by {error:.1g}"
     form, error = _match(numbers, logits, owner.config)
     if not error <= _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in (numbers.dtype, logits.dtype)):
@@ -137,14 +137,14 @@ def _numbers_of_all_sizes(results: Tensor) -> Tensor:
 
 
 def _error(values: Tensor, expected: Tensor) -> float:
-    """The relative error of values, all together."""
+    """The relative error of all values together."""
     expected = expected.to(values.dtype)
     norm = torch.linalg.vector_norm(expected).clamp_min(torch.finfo(values.dtype).tiny)
     return float(torch.linalg.vector_norm(values - expected) / norm)
 
 
 def _match(numbers: Tensor, logits: Tensor, config: Any) -> tuple[HeadForm, float]:
-    """The scale and the cap of the configuration that make logits of numbers best, and their largest relative error."""
+    """The scale and cap from the configuration that best turn numbers into logits, and their largest relative error."""
     known = _numbers(config.get_text_config())
     scales = {1.0} | {y for name, x in known if any(part in name for part in _SCALES) for y in (x, 1 / x)}
     caps = {None} | {x for name, x in known if any(part in name for part in _CAPS) and x > 0}
@@ -160,7 +160,7 @@ def _match(numbers: Tensor, logits: Tensor, config: Any) -> tuple[HeadForm, floa
 
 
 def _numbers(config: Any) -> list[tuple[str, float]]:
-    """The numbers of a configuration that are not zero, by name."""
+    """The non-zero numbers of a configuration, with their names."""
     return [
         (name, float(value)) for name, value in config.to_dict().items()
         if isinstance(value, int | float) and not isinstance(value, bool) and value

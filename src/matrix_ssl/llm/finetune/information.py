@@ -1,4 +1,4 @@
-"""MIR and HDR of features and classifier rows while a language model trains, as a callback of transformers' trainers.
+"""MIR and HDR of features and classifier rows while a language model trains, as a callback for transformers' trainers.
 
 Reference: Song, Tan, Zou, Ma and Huang, "Unveiling the Dynamics of Information Interplay in Supervised Learning", ICML
 2024, https://arxiv.org/abs/2406.03999.
@@ -23,14 +23,15 @@ _IGNORED = -100
 
 
 class InformationCallback(TrainerCallback):
-    """Adds ``mir`` and ``hdr`` to the lines of a training, in [0, 1], measured on one batch that is always the same.
+    """Adds ``mir`` and ``hdr``, in [0, 1], to the lines of a training log, always measured on the same batch.
 
-    The features are the last hidden states at the counted positions, the classifier rows those of their labels in the
-    head. For ``Trainer``, ``MatrixTrainer`` and trl's ``SFTTrainer``; with several processes each needs the same batch.
+    The features are the last hidden states at the counted positions, and the classifier rows are those of their labels
+    in the head. It works with ``Trainer``, ``MatrixTrainer`` and trl's ``SFTTrainer``; with several processes, each
+    needs the same batch.
 
     Args:
-        batch: ``input_ids`` and ``labels`` (n, t), -100 where nothing is learned, and what else the forward takes.
-        positions: at most so many counted positions, the first ones: kernels are positions x positions.
+        batch: ``input_ids`` and ``labels`` (n, t), -100 where nothing is learned, and whatever else the forward takes.
+        positions: use at most this many counted positions, the first ones: kernels are positions x positions.
     """
 
     def __init__(self, batch: Mapping[str, Tensor], *, positions: int = 512):
@@ -39,7 +40,7 @@ class InformationCallback(TrainerCallback):
         self._batch, self._positions = dict(batch), positions
 
     def measure(self, model: Any) -> dict[str, float]:
-        """``mir`` and ``hdr`` of a model now; it is left in the mode that it is in."""
+        """``mir`` and ``hdr`` of a model as it is now; its training or evaluation mode is preserved."""
         device, was_training = next(model.parameters()).device, model.training
         inputs = {name: value.to(device) for name, value in self._batch.items() if name != "labels"}
         labels = self._batch["labels"][:, 1:].to(device)
@@ -59,7 +60,7 @@ class InformationCallback(TrainerCallback):
         }
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **_: Any) -> None:
-        """Measures where a line of the training is written, for later callbacks and the history."""
+        """Measures whenever a line of the training is logged, for later callbacks and the history."""
         if model is not None and "loss" in (logs or {}):
             values = self.measure(model)
             logs.update(values)

@@ -1,4 +1,4 @@
-"""The checkpoint that a fine-tuning resumes from: whole, of its step, and what it lacks is said."""
+"""The checkpoint from which a fine-tuning run resumes: intact, of the step it names, and with a warning of any gaps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _STATE = "trainer_state.json"  # the Trainer writes it last
 
 
 def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str | None]:
-    """The step and the folder of the newest checkpoint that is whole; 0 and None where there is none.
+    """The step and the folder of the newest intact checkpoint; 0 and None if there is none.
 
     Raises:
         CheckpointError: there are checkpoints and all of them are damaged.
@@ -42,7 +42,7 @@ def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[int, str |
 
 @contextmanager
 def resuming(place: str | None, recorder: Recorder) -> Iterator[None]:
-    """Errors of libraries that read a checkpoint, of all kinds, as CheckpointError that names it."""
+    """Turns errors of all kinds from libraries that read a checkpoint into a CheckpointError that names it."""
     try:
         yield
     except MatrixSSLError:
@@ -57,7 +57,7 @@ def resuming(place: str | None, recorder: Recorder) -> Iterator[None]:
 
 
 def warn_of_missing_state(checkpoint: Path, display: Display) -> None:
-    """Says what starts anew where a checkpoint lacks it, so that the run goes on differently."""
+    """Warns about state that a checkpoint lacks and that starts anew, so that the run continues differently."""
     if any(checkpoint.glob("global_step*")):
         return  # DeepSpeed's, which has all of it
     processes = distributed.world_size()
@@ -75,7 +75,7 @@ def warn_of_missing_state(checkpoint: Path, display: Display) -> None:
 
 
 def _check_state(path: Path, step: int) -> None:
-    """Raises CheckpointError for a state of the training that is not that of the step its folder is named after."""
+    """Raises CheckpointError if the state of the training is not that of the step in the name of its folder."""
     try:
         state = read_object(path, "global_step", "train_batch_size")
     except RunFolderError as error:

@@ -1,7 +1,8 @@
-"""A fine-tuning from data to model: prepare, claim the folder, train, write.
+"""A fine-tuning run from data to model: prepare, claim the folder, train, write.
 
-The folder: ``config.json``, ``environment.json`` and ``metrics.jsonl`` as in every run; ``checkpoints/`` until the end;
-``model/`` with safetensors and tokenizer, which appears complete; ``finetune.json`` last, which marks the run complete.
+The folder holds ``config.json``, ``environment.json`` and ``metrics.jsonl``, as in every run; ``checkpoints/`` until
+the end; ``model/`` with safetensors and tokenizer, which appears only when complete; and ``finetune.json``, written
+last, which marks the run as complete.
 """
 
 import dataclasses
@@ -42,16 +43,16 @@ _FEW_STEPS = 10
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured and not learned."""
+    """The rows that are measured but not learned."""
 
     examples: Examples
-    sha256: str  # of the file, where it has one of its own
-    learned_too: int  # rows that are among those to learn, question and answer
+    sha256: str  # of their file, if they have one of their own
+    learned_too: int  # rows that are also among those to learn, question and answer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run needs, checked and opened; nothing is written yet."""
+    """Everything that a run needs, checked and opened; nothing has been written yet."""
 
     settings: FineTuneSettings
     device: torch.device
@@ -95,7 +96,7 @@ class Prepared:
         return {"places": places, "settings": settings, "data_sha256": self.rows.sha256} | own
 
     def remarks(self) -> list[str]:
-        """Sentences on what a user may not expect of the data."""
+        """Sentences about what a user may not expect of the data."""
         sentences, e = [], self.examples
         if e.cut or e.dropped:
             sentences.append(
@@ -151,7 +152,7 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     """Trains, or resumes after the newest checkpoint, and writes model and result.
 
     The main process has claimed the folder and holds its lock; it returns the content of ``finetune.json``, the others
-    nothing. A signal raises Interrupted after a checkpoint.
+    an empty dictionary. A signal raises Interrupted once a checkpoint is written.
     """
     started = time.monotonic()
     with distributed.together():
@@ -163,7 +164,7 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
         trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
-            trainer.args.eval_on_start = False  # the start is that of the run
+            trainer.args.eval_on_start = False  # the run was already evaluated at its start
             warn_of_missing_state(Path(str(place)), display)
         with resuming(place, recorder):
             trainer.train(resume_from_checkpoint=place)
@@ -189,20 +190,20 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     }
     for sentence in _what_was_learnt(result, prepared.settings):
         display.say(sentence)
-    write_json(out / RESULT, result)  # last: it marks the run complete
+    write_json(out / RESULT, result)  # last: it marks the run as complete
     remove_checkpoints(out)
     return result
 
 
 def remove_checkpoints(out: Path) -> None:
-    """Removes what a complete run no longer needs, several times as large as the model; also after a kill meanwhile."""
+    """Removes the checkpoints, several times as large as the model, of a complete run, even one killed meanwhile."""
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def _examples(
     settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[Examples, int, HeldOut | None]:
-    """What is learned, how many of its rows repeat an earlier one, and what is measured and not learned."""
+    """The rows to learn, how many of them repeat an earlier one, and the held-out rows."""
     asked = exchanges(rows, find_columns(rows, settings.columns))
     kept: list[Exchange] = []
     name, sha256 = settings.data, ""
@@ -236,7 +237,7 @@ def _examples(
 
 
 def _several(number: float, what: str) -> str:
-    """A number and what there is of it."""
+    """A number and its noun, which has a plural s unless the number is 1."""
     shown = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{shown} {what}{'s' * (number != 1)}"
 
@@ -274,13 +275,13 @@ def _make_trainer(
     model: Any, tokenizer: "PreTrainedTokenizerBase", data: tuple[Examples, Examples | None],
     arguments: "TrainingArguments", matrix: Objective,
 ) -> MatrixTrainer:  # fmt: skip
-    """The trainer, which must not write yet; what its library would refuse in the middle of a run, it refuses here."""
+    """The trainer, which must not write yet; what its library would reject in the middle of a run is rejected here."""
     from transformers import PrinterCallback
 
     output = arguments.output_dir
     try:
         with temporary_folder() as folder:
-            arguments.output_dir = str(folder)  # the library makes it at once
+            arguments.output_dir = str(folder)  # the library creates it immediately
             trainer = MatrixTrainer(
                 model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
                 data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
@@ -295,13 +296,13 @@ def _make_trainer(
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Number of elements, also of parameters that are sharded by ZeRO-3 or packed two to a byte."""
+    """Number of elements, including those of parameters sharded by ZeRO-3 or packed two to a byte."""
     return sum(p.quant_state.shape.numel() if hasattr(p, "quant_state") else getattr(p, "ds_numel", p.numel())
                for p in parameters)  # fmt: skip
 
 
 def _save_model(trainer: MatrixTrainer, out: Path) -> None:
-    """Writes ``model/`` under a temporary name and renames it; all processes have to call."""
+    """Writes ``model/`` under a temporary name and renames it; all processes must call this."""
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, the result is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     temporary = out / f".{MODEL}.tmp"

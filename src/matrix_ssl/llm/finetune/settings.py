@@ -1,8 +1,8 @@
-"""The settings of a fine-tuning, and transformers' ``TrainingArguments`` made from them.
+"""The settings of a fine-tuning run, and transformers' ``TrainingArguments`` made from them.
 
 The defaults are those that MetaMath publishes for models of 7B parameters. Yu et al., "MetaMath: Bootstrap Your Own
-Mathematical Questions for Large Language Models", ICLR 2024; README and run.sh of its repository: batch 128, learning
-rate 2e-5, 3 epochs, at most 2048 tokens, cosine with 3 % warm-up, no decay of weights.
+Mathematical Questions for Large Language Models", ICLR 2024; README and run.sh of its repository: batch size 128,
+learning rate 2e-5, 3 epochs, at most 2048 tokens, cosine schedule with 3 % warm-up, no weight decay.
 """
 
 import dataclasses
@@ -40,24 +40,24 @@ _ARGUMENTS: dict[str, Any] = {
 
 @settings
 class FineTuneSettings:
-    """A model, what it learns, by which loss and how."""
+    """A model, the data it learns, the loss, and how it is trained."""
 
-    model: str  # folder, name of the hub, or config: and a configuration
+    model: str  # folder, name on the hub, or config: and a configuration
     data: str  # file, or hf: and a name, configuration and split
     template: TemplateName
-    eval_data: str = ""  # the same, of questions and answers that are not learned; empty: none
-    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the rows of ``data`` that are not learned but measured
-    columns: tuple[str, ...] = ()  # with questions and answers, or with messages; none: those with the usual names
+    eval_data: str = ""  # the same, for held-out questions and answers; empty: none
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the rows of ``data`` to measure, not learn
+    columns: tuple[str, ...] = ()  # with questions and answers, or with messages; empty: those with the usual names
     objective: Objective = DEFAULTS
-    lora: NonNegativeInt = 0  # rank of adapters on all linear layers but the head; 0: all weights are trained
+    lora: NonNegativeInt = 0  # rank of adapters on all linear layers except the head; 0: all weights are trained
     load_in_4bit: bool = False  # hold the linear layers below the adapters in four bits
     epochs: PositiveFloat = 3.0  # passes over the data
-    batch_size: PositiveInt = 128  # sequences of a step, of all processes and micro-batches together
-    gradient_accumulation: PositiveInt = 1  # micro-batches of a step
+    batch_size: PositiveInt = 128  # sequences per step, over all processes and micro-batches
+    gradient_accumulation: PositiveInt = 1  # micro-batches per step
     learning_rate: NonNegativeFloat = 2e-5  # peak
-    max_length: Annotated[int, Ge(2)] = 2048  # tokens of a sequence; longer ones are cut
-    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0  # of the order of the data, of adapters and of random weights
-    arguments: tuple[str, ...] = ()  # key=value, of transformers' TrainingArguments
+    max_length: Annotated[int, Ge(2)] = 2048  # tokens per sequence; longer ones are truncated
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0  # for the order of the data, adapters and random weights
+    arguments: tuple[str, ...] = ()  # key=value, for transformers' TrainingArguments
 
     def __post_init__(self) -> None:
         """Raises ConfigError for four bits without adapters, and for two sources of held-out rows."""
@@ -69,7 +69,7 @@ class FineTuneSettings:
             )
 
     def override(self, assignments: Iterable[str]) -> "FineTuneSettings":
-        """Applies ``key=value``; a key that is no setting is kept for TrainingArguments and checked by them."""
+        """Applies ``key=value``; a key that is not a setting is kept for TrainingArguments, which check it."""
         names = {field.name for field in dataclasses.fields(self)} - {"arguments"}
         own: list[str] = []
         others = list(self.arguments)
@@ -79,11 +79,11 @@ class FineTuneSettings:
 
     @property
     def evaluates(self) -> bool:
-        """Whether rows are measured that are not learned."""
+        """Whether held-out rows are measured."""
         return bool(self.eval_data or self.held_out)
 
     def per_process(self, processes: int) -> int:
-        """Sequences of a micro-batch of one process."""
+        """Sequences per micro-batch of one process."""
         parts = processes * self.gradient_accumulation
         if self.batch_size % parts:
             raise ConfigError(
@@ -94,7 +94,7 @@ class FineTuneSettings:
 
 
 def training_arguments(settings: FineTuneSettings, *, output: Path, processes: int, device: "torch.device") -> Any:
-    """The arguments of a run; ``bf16`` is true on a CUDA device that has bfloat16, unless the settings set it."""
+    """The arguments of a run; ``bf16`` is true on a CUDA device that supports it, unless the settings set it."""
     from matrix_ssl.runs import devices
 
     transformers = import_extra("transformers", extra="llm")
@@ -137,7 +137,7 @@ def training_arguments(settings: FineTuneSettings, *, output: Path, processes: i
 
 
 def _refused(values: dict[str, Any], error: Exception) -> ConfigError:
-    """The sentence for what transformers refuses; a library that one of the arguments needs is named first."""
+    """The error for arguments that transformers rejects; if one of them needs a missing library, it names that."""
     if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         return ConfigError("deepspeed: the package 'deepspeed' is not installed; run pip install deepspeed.")
     return ConfigError(f"transformers refuses these training arguments: {arguments.one_sentence(error)}")

@@ -1,7 +1,7 @@
 """trl's ``SFTTrainer`` with cross-entropy plus matrix cross-entropy.
 
-Datasets, chat templates, packing, masks of answers and adapters are those of trl. Its loss, from a head that is fused
-with the cross-entropy, is replaced by that of ``MatrixTrainer``, which logs entropy and accuracy under trl's names.
+Datasets, chat templates, packing, answer masks and adapters are trl's. Its loss, which fuses the head with the
+cross-entropy, is replaced by that of ``MatrixTrainer``, which logs entropy and accuracy under trl's names.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ except ImportError as error:
 
 
 class MatrixSFTTrainer(MatrixTrainer, SFTTrainer):
-    """``trl.SFTTrainer`` with the loss of ``MatrixTrainer``, which logs the same values."""
+    """``trl.SFTTrainer`` with the loss and the logged values of ``MatrixTrainer``."""
 
     def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
         """Takes the arguments of ``trl.SFTTrainer``, and the constants of the loss as ``matrix``.

@@ -1,10 +1,10 @@
 """transformers' ``Trainer`` with cross-entropy plus matrix cross-entropy, and the callback that records a run.
 
-The loss takes the hidden states and the head, and the logits never exist, where the model's head is one product up to
-bias, scale and cap; ``fused_head`` proves that on the first batch. Otherwise it comes from the logits of the model's
-forward, and the log says why. Sums are divided by ``num_items_in_batch``, the labels of a step, and multiplied by the
-number of processes, because DistributedDataParallel averages gradients: as the Trainer does for the model's own loss.
-So with ``weight=0`` the training is that of ``Trainer``, up to rounding.
+If the model's head is a single product up to bias, scale and cap, which ``fused_head`` verifies on the first batch, the
+loss is computed from the hidden states and the head, and the logits are never materialised. Otherwise it is computed
+from the logits of the model's forward, and the log says why. Sums are divided by ``num_items_in_batch``, the number of
+labels in a step, and multiplied by the number of processes because DistributedDataParallel averages gradients, just as
+``Trainer`` does for the model's own loss. With ``weight=0``, training is therefore that of ``Trainer``, up to rounding.
 """
 
 import logging
@@ -37,7 +37,7 @@ except ImportError as error:
     raise MissingExtra("transformers", "llm", cause=error) from error
 
 _SECONDS_BETWEEN_LINES = 10.0
-_MEASURES = ("ce", "mce", "entropy", "mean_token_accuracy")  # in a line; the last two have trl's names
+_MEASURES = ("ce", "mce", "entropy", "mean_token_accuracy")  # in a line of the log; the last two have trl's names
 _KEYS = ("loss", *_MEASURES, "grad_norm", "learning_rate", "epoch")
 _IGNORED = -100
 _log = logging.getLogger(__name__)
@@ -64,10 +64,11 @@ def check_trainable(model: Any, arguments: Any, matrix: Objective) -> None:
 class MatrixTrainer(Trainer):
     """``transformers.Trainer`` whose loss is cross-entropy plus ``matrix.weight`` times matrix cross-entropy.
 
-    It trains whole models and those that peft has wrapped. Lines of the log have ``ce`` and ``mce``, in nats, and trl's
-    ``entropy``, in nats, and ``mean_token_accuracy``: means over the tokens of all micro-batches and processes of a
-    step, and over the steps since the last line, so that ``loss = ce + matrix.weight · mce`` in every line; and
-    ``num_tokens``, seen so far. An evaluation has them as means over all its tokens, with ``eval_`` before the names.
+    It trains whole models and those wrapped by peft. Each line of the log has ``ce`` and ``mce``, in nats, and trl's
+    ``entropy``, in nats, and ``mean_token_accuracy``. They are means over the tokens of all micro-batches and processes
+    of a step, and over the steps since the last line, so that ``loss = ce + matrix.weight · mce`` in every line;
+    ``num_tokens`` counts the tokens seen so far. An evaluation reports the measures as means over all its tokens, with
+    the prefix ``eval_``.
 
     Reference: Zhang et al., ICML 2024; an interpretation, see ``matrix_ssl.llm.loss.loss``.
     """
@@ -89,21 +90,21 @@ class MatrixTrainer(Trainer):
         self._loss_shifts_labels = True  # all but the first of each sequence, which nothing predicts
         tokenizer: Any = self.processing_class
         self._may_lack_rows = hasattr(tokenizer, "get_vocab") and tokens_without_row(self.model, tokenizer) > 0
-        self._form: HeadForm | None = None  # of the head, where the logits are left out
+        self._form: HeadForm | None = None  # of the head, if the logits are left out
         self._is_form_known = self._needs_logits = False
-        self._sums: Tensor | None = None  # (4,), of the measures since the step below
+        self._sums: Tensor | None = None  # (4,), sums of the measures since the step below
         self._since = 0
         self._tokens: Tensor | None = None  # (), seen by this process
-        self._evaluated: list[Tensor] = []  # (5,), sums of the measures and the number of tokens, of every batch
+        self._evaluated: list[Tensor] = []  # (5,) per batch, sums of the measures and the number of tokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: int | Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """The sum over the tokens of this micro-batch divided by ``num_items_in_batch``, or the mean over it.
+        """The sum over the tokens of this micro-batch divided by ``num_items_in_batch``, or, without it, the mean.
 
         Raises:
-            ConfigError: the forward returns no logits, or an auxiliary loss of experts.
+            ConfigError: the forward returns no logits, or it returns an auxiliary loss of experts.
             DataError: labels are missing or already shifted.
             NotFiniteError: the cross-entropy is NaN or infinite; detected here on the CPU, elsewhere in the log.
         """
@@ -140,18 +141,18 @@ class MatrixTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """That of the library, which after a checkpoint of the last step would take another one."""
+        """As in the library, which would take one more step after resuming from a checkpoint of the last one."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether to save under ``save_strategy=best``: also where a stop has asked for a checkpoint."""
+        """Whether to save under ``save_strategy=best``: also if a stop has requested a checkpoint."""
         return bool(super()._determine_best_metric(*args, **kwargs)) or self.control.should_save
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """That of the library; the logits are computed only where it wants more than the loss."""
+        """As in the library; the logits are computed only if more than the loss is requested."""
         self._needs_logits = not prediction_loss_only
         if inputs.get("labels") is not None:
             inputs = {**inputs, "labels": self._without_repeats(inputs["labels"])}
@@ -161,7 +162,7 @@ class MatrixTrainer(Trainer):
             self._needs_logits = False
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """That of the library, with the measures and the loss as means over tokens; its loss is a mean of batches."""
+        """As in the library, whose loss is a mean over batches, but with measures and loss as means over tokens."""
         self._evaluated = []
         output: Any = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
@@ -174,7 +175,7 @@ class MatrixTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the measures to a line; raises TrainingError if ``ce`` of the training is NaN or infinite."""
+        """Adds the measures to a line of the log; raises TrainingError if the training's ``ce`` is NaN or infinite."""
         if "loss" in logs and self._sums is not None:
             steps = self.state.global_step - self._since
             means = (self.accelerator.gather(self._sums.unsqueeze(0)).mean(0) / steps).tolist()
@@ -190,7 +191,7 @@ class MatrixTrainer(Trainer):
         super().log(logs, start_time)
 
     def _without_repeats(self, labels: Tensor) -> Tensor:
-        """Labels without those of rows that repeat others to fill the last batch of an evaluation."""
+        """The labels, ignoring those of rows that repeat others to fill the last batch of an evaluation."""
         state, place = self.accelerator.gradient_state, self.accelerator.process_index // self.get_tp_size()
         if not state.end_of_dataloader or state.remainder <= 0:
             return labels
@@ -200,7 +201,7 @@ class MatrixTrainer(Trainer):
     def _from_hidden(
         self, model: Any, inputs: dict[str, Any], labels: Tensor, items: int | Tensor
     ) -> tuple[MatrixCrossEntropyTerms, Any]:
-        """The terms without logits, and the model's outputs, which lack them, too."""
+        """The terms, computed without logits, and the model's outputs, which have no logits either."""
         assert self._form is not None
         form, results = self._form, []
 
@@ -254,26 +255,26 @@ class Recorder(TrainerCallback):
     """Appends to ``metrics.jsonl``, and stops the training after a checkpoint if any process received a signal."""
 
     def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
-        """Drops the lines after ``after_step``; ``received`` collects the numbers of signals."""
+        """Drops the lines after ``after_step``; ``received`` collects signal numbers."""
         self._run = run
-        self.stopped_by = 0  # number of a signal, 0 for none
-        self.has_begun = False  # a step, after everything of a checkpoint was read
+        self.stopped_by = 0  # signal number, 0 for none
+        self.has_begun = False  # a step, so the whole checkpoint has been read
         self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
         self._lines = list(self._writer.lines) if self._writer is not None else []
         self._received, self._display, self._last_line = received, display, 0.0
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines of the training; empty except on the main process."""
+        """All lines of training metrics; empty except on the main process."""
         return [line for line in self._lines if "loss" in line]
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """All lines of held-out rows; empty except on the main process."""
+        """All lines of held-out metrics; empty except on the main process."""
         return [line for line in self._lines if "eval_loss" in line]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        """Writes a line of held-out rows."""
+        """Writes a line of held-out metrics."""
         if self._writer is None:
             return
         names = [f"eval_{key}" for key in ("loss", *_MEASURES)]
@@ -281,7 +282,7 @@ class Recorder(TrainerCallback):
         self._display.say(f"step {state.global_step}/{state.max_steps}  held out: loss {metrics['eval_loss']:.4g}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Writes a line of the training."""
+        """Writes a line of training metrics."""
         if self._writer is None or "loss" not in logs:
             return
         self._write({"step": state.global_step, **{key: logs[key] for key in _KEYS if key in logs}})
@@ -295,7 +296,7 @@ class Recorder(TrainerCallback):
             self._lines.append(self._writer.write(line))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the digests of the files of a checkpoint when all processes have written theirs."""
+        """Writes the digests of a checkpoint's files once all processes have written theirs."""
         distributed.barrier()
         if self._writer is not None:
             write_digests(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._run)
@@ -314,7 +315,7 @@ class Recorder(TrainerCallback):
             control.should_save |= not _ends_epoch(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Where a signal stops the training: saves after a whole epoch is measured, and measures no part of one."""
+        """If a signal stops the training: saves once a whole epoch is measured, and never measures part of one."""
         if self.stopped_by:
             control.should_save = _ends_epoch(state)
             control.should_evaluate &= _ends_epoch(state)
@@ -326,7 +327,7 @@ def _ends_epoch(state: Any) -> bool:
 
 
 def _tokens_seen(inputs: dict[str, Any]) -> Tensor:
-    """How many tokens of a batch are no filling, as trl counts them: (), 0 where it has none of the usual names."""
+    """The number of tokens in a batch without padding, as trl counts them: (), 0 if it has none of the usual keys."""
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2:
         total: Tensor = mask.sum()
@@ -337,7 +338,7 @@ def _tokens_seen(inputs: dict[str, Any]) -> Tensor:
 
 
 def _extended(labels: Tensor, length: int) -> Tensor:
-    """Labels for ``length`` positions: prompt tuning puts virtual tokens, which are not learned, before a sequence."""
+    """Labels for ``length`` positions: prompt tuning prepends virtual tokens, which are not learned, to a sequence."""
     return F.pad(labels, (length - labels.shape[1], 0), value=_IGNORED) if length > labels.shape[1] else labels
 
 

@@ -1,11 +1,11 @@
 """The four forms of the matrix cross-entropy, and the one formula behind all of them.
 
-A form describes every token i by coordinates s_i in a space of few dimensions and the target by a vector a there:
+A form describes every token i by coordinates s_i in a low-dimensional space, and the target by a vector a in it:
 
     M = Σ_i q_i s_i s_iᵀ        value = -aᵀ log(M + ridge·I) a        ∂value/∂q_i = -s_iᵀ L s_i
 
-with L the Fréchet derivative of log at M + ridge·I in the direction aaᵀ, symmetric and positive semi-definite. So more
-probability on any token never raises the value, and softmax makes them compete.
+where L is the Fréchet derivative of log at M + ridge·I in the direction aaᵀ, symmetric and positive semi-definite. More
+probability on any token therefore never raises the value, and softmax makes the tokens compete.
 
     form       s_i                        a          dimensions
     closed     <y_i, y>                   1          1
@@ -29,11 +29,11 @@ from matrix_ssl.matrix.validation import looks_at_values
 
 
 class Term(NamedTuple):
-    """The matrix cross-entropy of n positions and its gradient by their probabilities q."""
+    """The matrix cross-entropy of n positions and its gradient with respect to their probabilities q."""
 
     value: Tensor  # (n,)
     pull: Tensor  # (n, m), q_i · ∂value/∂q_i
-    tokens: Tensor | None = None  # (n, m), which i; None where m is the whole vocabulary in its order
+    tokens: Tensor | None = None  # (n, m), the tokens i; None if m is the whole vocabulary, in order
 
 
 def matrix_term(
@@ -41,7 +41,7 @@ def matrix_term(
 ) -> Term:  # fmt: skip
     """The matrix cross-entropy at n positions, q (n, vocabulary) and targets (n,), in the form of the objective.
 
-    ``squares`` (n, vocabulary) are those of the closed form where they are known; they are overwritten.
+    ``squares`` (n, vocabulary) are those of the closed form, if already known; they are overwritten.
     """
     if objective.form == "closed":
         squares = Squares.of(targets, head).take(slice(None)) if squares is None else squares
@@ -54,9 +54,9 @@ def matrix_term(
 
 
 class Squares(NamedTuple):
-    """<y_i, y>² of every token i and the y of n targets, by one product with the head.
+    """<y_i, y>² for every token i and the y of each of n targets, from one product with the head.
 
-    On the CPU each token that is a target has one row, however often it is.
+    On the CPU each distinct target token has one row, however often it occurs.
     """
 
     rows: Tensor  # (m, vocabulary)
@@ -64,14 +64,14 @@ class Squares(NamedTuple):
 
     @classmethod
     def of(cls, targets: Tensor, head: Head) -> "Squares":
-        """Those of targets (n,)."""
+        """The squares for targets (n,)."""
         if not looks_at_values(targets, None):
             return cls(head.cosines(targets).square_(), None)
         tokens, place = targets.unique(return_inverse=True)
         return cls(head.cosines(tokens).square_(), place)
 
     def take(self, part: slice) -> Tensor:
-        """A copy of the squares of some targets: (k, vocabulary); all of them may be given away."""
+        """The squares of some targets, (k, vocabulary), which the caller may overwrite if it takes each part once."""
         return self.rows[part] if self.place is None else self.rows[self.place[part]]
 
 
@@ -80,8 +80,8 @@ def closed(q: Tensor, squares: Tensor, direction: Tensor, ridge: float) -> Term:
 
     -log(Σ_i q_i <y_i, y>² + ridge)  ≤  -yᵀ log(Q + ridge·I) y
 
-    by Jensen: the right side is the mean of the convex function -log(λ + ridge) over the eigenvalues λ of Q, with
-    weights <u_λ, y>², and the left side the function of their mean yᵀQy.
+    by Jensen's inequality: the right-hand side is the mean of the convex function -log(λ + ridge) over the eigenvalues
+    λ of Q, with weights <u_λ, y>², and the left-hand side is that function at their mean yᵀQy.
     """
     weighted = squares.mul_(q)
     shifted = weighted.sum(1) + ridge
@@ -91,15 +91,16 @@ def closed(q: Tensor, squares: Tensor, direction: Tensor, ridge: float) -> Term:
 def lanczos(q: Tensor, targets: Tensor, head: Head, ridge: float, steps: int) -> Term:
     """``steps`` directions, grown from the target's by 2·steps - 1 products with the head.
 
-    V (d, k) is an orthonormal basis of y, Qy, ..., Q^(k-1) y, and the value is -aᵀ log(VᵀQV + ridge·I) a with a = Vᵀy:
-    Gauss quadrature with k nodes of the dense form, a mean over eigenvalues (Golub and Meurant, "Matrices, Moments and
-    Quadrature", 2010, chapters 6 and 7). Its error is f⁽²ᵏ⁾(ξ)/(2k)! times the integral of a square; the even
-    derivatives of f = -log(λ + ridge) are (2k-1)!/(λ + ridge)²ᵏ > 0, hence the value is below the dense one, and not
-    below that of fewer steps. One step is the closed form; steps that exhaust the space give the dense value.
+    V (d, k) is an orthonormal basis of y, Qy, ..., Q^(k-1) y, and the value is -aᵀ log(VᵀQV + ridge·I) a with a = Vᵀy.
+    This is k-node Gauss quadrature of the dense form, which is a mean over eigenvalues (Golub and Meurant, "Matrices,
+    Moments and Quadrature", 2010, chapters 6 and 7). Its error is f⁽²ᵏ⁾(ξ)/(2k)! times the integral of a square. The
+    even derivatives of f = -log(λ + ridge) are (2k-1)!/(λ + ridge)²ᵏ > 0, so the value is below the dense one, and not
+    below that of fewer steps. One step gives the closed form; steps that exhaust the space give the dense value.
 
-    The gradient holds V fixed. For any orthonormal V with y in its range, the value is a lower bound of the dense form
-    at every q (operator convexity of -log; Davis, 1957), and the gradient is exact for that bound. As a gradient of the
-    dense form it has k steps of conjugate gradients instead of (Q + s·I)⁻¹ y: its error falls with k as theirs does.
+    The gradient treats V as fixed. For any orthonormal V with y in its range, the value is a lower bound of the dense
+    form at every q (operator convexity of -log; Davis, 1957), and the gradient is exact for that bound. As a gradient
+    of the dense form, it replaces (Q + s·I)⁻¹ y by k steps of conjugate gradients, and its error falls with k as theirs
+    does.
     """
     basis = [head.unit_rows(targets)]
     coordinates = [head.products(basis[0])]
@@ -110,17 +111,17 @@ def lanczos(q: Tensor, targets: Tensor, head: Head, ridge: float, steps: int) ->
     del coordinates
     a = q.new_zeros(len(q), steps)
     a[:, 0] = head.has_direction(targets)
-    # VᵀQV as a sum of squares instead of the recurrence's coefficients: a bound for whatever V rounding left
+    # VᵀQV as a sum of squares, not from the recurrence's coefficients: a bound for whatever V rounding has left
     value, derivative = _minus_log((s * q.unsqueeze(1)) @ s.mT, a, ridge)
     return Term(value, (derivative @ s).mul_(s).sum(1).mul_(q).neg_())
 
 
 def top(q: Tensor, targets: Tensor, head: Head, ridge: float, count: int) -> Term:
-    """The part of Q that the target and the ``count - 1`` most probable other tokens make up.
+    """The part of Q contributed by the target and the ``count - 1`` most probable other tokens.
 
     Q_S = Σ_{i in S} q_i y_i y_iᵀ is Q without some positive semi-definite terms, and the logarithm is operator monotone
-    (Löwner, 1934), hence -yᵀ log(Q_S + ridge·I) y is above the dense value. The target is always in S, so the value is
-    not above -log(q_y + ridge), which the target alone gives. The probabilities are those of the whole softmax, and the
+    (Löwner, 1934), so -yᵀ log(Q_S + ridge·I) y is above the dense value. The target is always in S, so the value is not
+    above -log(q_y + ridge), which the target alone gives. The probabilities are those of the full softmax, and the
     gradient is exact as long as S stays the same.
 
     With the Gram matrix G = CCᵀ of the rows of S, the rows of C are their coordinates in an orthonormal basis.
@@ -135,7 +136,7 @@ def top(q: Tensor, targets: Tensor, head: Head, ridge: float, count: int) -> Ter
 
 
 def dense(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
-    """Q itself, with a d x d eigenproblem for each position: the reference for the others, and slow."""
+    """The full Q, with a d x d eigenproblem for each position: slow, and the reference for the other forms."""
     rows = head.weight.to(head.dtype) * head.inverse_lengths.unsqueeze(1)
     value, pull = q.new_empty(len(q)), torch.empty_like(q)
     for t, (probabilities, target) in enumerate(zip(q, rows[targets], strict=True)):
@@ -145,9 +146,10 @@ def dense(q: Tensor, targets: Tensor, head: Head, ridge: float) -> Term:
 
 
 def _minus_log(matrix: Tensor, a: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """-aᵀ log(M + ridge·I) a (...) and L (..., r, r), see above, of M (..., r, r) and a (..., r).
+    """-aᵀ log(M + ridge·I) a (...) and L (..., r, r), see above, for M (..., r, r) and a (..., r).
 
-    The decomposition is in float64: in float32 a logarithm errs by 1e-7 times the condition number, 1/ridge here.
+    The decomposition is in float64: in float32, the logarithm has an error of 1e-7 times the condition number, here
+    1/ridge.
     """
     eigenvalues, vectors = torch.linalg.eigh(matrix.double())
     shifted = eigenvalues.clamp_min(0) + ridge  # rounding can leave a zero eigenvalue below zero
@@ -164,9 +166,9 @@ def _quadratic_form(derivative: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _next_direction(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """The component of ``vector`` (n, d) orthogonal to the basis, of length one; zero where it is rounding alone."""
+    """The component of ``vector`` (n, d) orthogonal to the basis, at unit length; zero where only rounding is left."""
     rest = vector
-    for _ in range(2):  # once leaves rounding relative to the vector, which may be far longer than the rest
+    for _ in range(2):  # one pass leaves errors relative to the vector, which may be far longer than the rest
         for direction in basis:
             rest = rest - direction * torch.linalg.vecdot(direction, rest).unsqueeze(1)
     length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)

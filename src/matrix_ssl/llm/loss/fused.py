@@ -1,11 +1,12 @@
-"""The loss chunk by chunk of positions, as functions of PyTorch that are differentiable once.
+"""The loss, computed one chunk of positions at a time, as PyTorch functions that are differentiable once.
 
-With hidden states the logits are never whole: one pass in the forward gives value and gradients, which are kept for the
-backward. They are those of the sum over positions, before any division, in float32 or better: half precision would lose
-what is small before the factor of the mean and a loss scale arrive in the backward. The backward scales them in place
-and gives them away: a copy of the head's would cost a quarter of a product. So a second backward of a retained graph
-computes them anew. For values of each position the factors are known in the backward alone, which computes the
-gradients then, as for logits, where the gradient is as large as they are.
+From hidden states, the full logits are never materialised: one pass in the forward gives the value and the gradients,
+which are kept for the backward. They are the gradients of the sum over positions, before any division, in float32 or
+better: half precision would lose small values before the factor of the mean and a loss scale arrive in the backward.
+The backward scales the gradients in place and gives them away, because copying the head's gradient would cost a quarter
+of a product. A second backward of a retained graph therefore recomputes them. For per-position values, the factors are
+known only in the backward, which then computes the gradients. So it does for logits, whose gradient is as large as they
+are.
 """
 
 from typing import Any, NamedTuple
@@ -20,26 +21,27 @@ from matrix_ssl.llm.loss.products import add_outer, times_columns
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # by hidden states, rows and bias, None where not needed
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # w.r.t. hidden states, rows and bias; None if unneeded
 
 
 class Request(NamedTuple):
-    """What is computed from the tensors."""
+    """What to compute from the tensors."""
 
     positions: Positions
     objective: Objective
-    factors: Tensor | None = None  # (n,), of the positions; None: 1
+    factors: Tensor | None = None  # (n,), one per position; None: 1
     scale: float = 1.0  # of the logits
     softcap: float | None = None
-    needed: tuple[bool, bool, bool] = (False, False, False)  # gradients by hidden states, rows and bias
+    needed: tuple[bool, bool, bool] = (False, False, False)  # gradients w.r.t. hidden states, rows and bias
 
 
 def values_from_hidden(
     hidden: Tensor, rows: Tensor, bias: Tensor | None, request: Request, *, each: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the ``MEASURES`` of it, (4,), from hidden states (batch · length, d), rows (vocabulary, d) and bias.
+    """The loss and its ``MEASURES``, (4,), from hidden states (batch · length, d), rows (vocabulary, d) and bias.
 
-    Sums over the positions, or with ``each`` of every position: (n,) and (4, n). The loss is differentiable by all.
+    They are sums over the positions, or, with ``each``, per-position values: (n,) and (4, n). The loss is
+    differentiable with respect to all three inputs.
     """
     inputs = hidden, rows, bias
     by_hidden, by_rows, by_bias = (x is not None and torch.is_grad_enabled() and x.requires_grad for x in inputs)
@@ -56,7 +58,7 @@ def values_from_hidden(
 
 
 def values_from_logits(logits: Tensor, rows: Tensor, request: Request, *, each: bool) -> tuple[Tensor, Tensor]:
-    """``values_from_hidden`` from logits (batch · length, vocabulary), differentiable by them."""
+    """``values_from_hidden`` from logits (batch · length, vocabulary), differentiable with respect to them."""
     loss, measures = _FromLogits.apply(logits, rows.detach(), request, each)
     return loss, measures
 
@@ -82,7 +84,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, rows, bias = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:  # given away by an earlier backward of a graph that was retained
+        if gradients is None:  # given away by an earlier backward of a retained graph
             gradients = _values_and_gradients(hidden, rows, bias, ctx.request, ctx.dtype)[1]
         scaled = (
             full_precision(gradient).mul_(scale).to(x.dtype) if needed else None
@@ -187,7 +189,7 @@ def _values_and_gradients(
 
 
 def _reduce(values: Tensor, request: Request, *, each: bool) -> tuple[Tensor, Tensor]:
-    """Loss and measures of every position, or their sums; the factors are those of loss, ce and mce."""
+    """Loss and measures per position, or their sums; the factors apply to loss, ce and mce."""
     ce, mce, *rest = values.unbind()
     if request.factors is not None:
         ce, mce = ce * request.factors, mce * request.factors
@@ -199,5 +201,5 @@ def _reduce(values: Tensor, request: Request, *, each: bool) -> tuple[Tensor, Te
 
 
 def _dtype(x: Tensor, rows: Tensor) -> torch.dtype:
-    """float64 if one of them has it, float32 otherwise."""
+    """float64 if either tensor has it, float32 otherwise."""
     return torch.float64 if torch.float64 in (x.dtype, rows.dtype) else torch.float32

@@ -1,23 +1,23 @@
 """Cross-entropy plus matrix cross-entropy of the next token, fused with the head of a language model.
 
-With y_i the rows of the head, of length one and WITHOUT gradient, q_t the predicted distribution at position t and y_t
-the row of the token that follows,
+Let y_i be the rows of the head, of unit length and WITHOUT gradient, q_t the predicted distribution at position t, and
+y_t the row of the token that follows. Then
 
     Q_t = Σ_i q_ti y_i y_iᵀ        P_t = y_t y_tᵀ
     loss = mean_t [-log q_t,target]  +  weight · mean_t [-y_tᵀ log(Q_t + ridge·I) y_t]
 
-which is MCE(P_t, Q_t) of the paper up to tr Q_t = 1, a constant. A token whose row points where the target's does
-counts as partly right. Four forms of the matrix term bracket each other, see ``forms``:
+The second mean is over the paper's MCE(P_t, Q_t), up to the constant tr Q_t = 1. A token whose row points in the
+target's direction counts as partly right. Four forms of the matrix term bound each other, see ``forms``:
 
     closed  ≤  lanczos  ≤  dense  ≤  top  ≤  -log(q_target + ridge)
 
-The rows carry no gradient because making all of them alike would minimise the term. It supplements the cross-entropy
-and never replaces it: its pull on the target's logit is that of the cross-entropy times q / (q + ridge) where rows are
-orthogonal, and vanishes for tokens that the model finds far less likely than the ridge. There the forms agree, and the
-sum is close to twice the cross-entropy.
+The rows carry no gradient because making all of them alike would minimise the term. The term supplements the
+cross-entropy and never replaces it: where rows are orthogonal, its pull on the target's logit is that of the
+cross-entropy times q / (q + ridge), and it vanishes for tokens that the model finds far less likely than the ridge.
+Where rows are orthogonal, the forms agree, and the sum is close to twice the cross-entropy.
 
-This is an INTERPRETATION. The paper reports a language model trained with cross-entropy plus matrix cross-entropy; no
-code of it was published, and which embeddings, weight and ridge it used could not be verified.
+This is an INTERPRETATION. The paper reports a language model trained with cross-entropy plus matrix cross-entropy, but
+no code for it was published, and the embeddings, weight and ridge it used could not be verified.
 
 Reference: Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024.
 """
@@ -38,7 +38,7 @@ Reduction = Literal["mean", "none"]
 
 
 class MatrixCrossEntropyTerms(NamedTuple):
-    """A loss and its terms, in nats, and what the same pass says of the predictions. Only the loss has a gradient."""
+    """The loss and its terms, in nats, and statistics of the predictions. Only the loss has a gradient."""
 
     loss: Tensor  # (), ce + weight · mce
     ce: Tensor  # (), cross-entropy
@@ -67,51 +67,53 @@ def matrix_cross_entropy_terms(
     softcap: float | None = None, token_weights: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None, reduction: Reduction = "mean", ignore_index: int = -100,
 ) -> MatrixCrossEntropyTerms:  # fmt: skip
-    """Cross-entropy plus ``weight`` times matrix cross-entropy, from hidden states; the logits are never whole.
+    """Cross-entropy plus ``weight`` times matrix cross-entropy, from hidden states, without materialising full logits.
 
         logits = cap(logit_scale · (hidden @ head_weightᵀ + bias))        cap(x) = softcap · tanh(x / softcap)
 
     Value and gradients are computed together, ``chunk`` positions at a time, so memory is that of the gradients and a
-    few (chunk, vocabulary) matrices. A head that needs no gradient costs none. Beside the three products of a head and
-    its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
+    few (chunk, vocabulary) matrices. No gradient of the head is computed if none is needed. In addition to the three
+    products for a head and its gradients, ``"closed"`` takes one more, ``"lanczos"`` 2·steps - 1, ``"top"`` small ones.
 
-    Products have the dtype of the head, or that of autocast for a head in float32, and are summed in float32, in which
-    everything else is computed; float64 stays. The gradient of the head is summed in float32. Labels and cross-entropy
-    are checked on the CPU. Elsewhere a check would make the device wait: a label out of range is an error of the device
-    there, and NaN in gives NaN out or an error of PyTorch's eigen-decomposition. ``"closed"`` never waits; that
-    decomposition in the other forms does.
+    Products are computed in the dtype of the head, or that of autocast for a head in float32, and summed in float32, as
+    is the gradient of the head. Everything else is computed in float32; float64 stays float64. Labels and cross-entropy
+    are checked only on the CPU, because a check would force other devices to synchronise. There, an out-of-range label
+    is a device error, and NaN in the input gives NaN in the output or an error from PyTorch's eigendecomposition.
+    ``"closed"`` never synchronises; the eigendecomposition of the other forms does.
 
-    The defaults: ridge 0.01 is the probability from which on the matrix term pulls at least half as hard as the
-    cross-entropy; tokens below are rare once a model is worth fine-tuning. A smaller ridge makes the term more like a
-    second cross-entropy, multiplies rounding by 1/ridge, and widens the gap between ``"closed"`` and ``"dense"``, which
-    is 2.1 nats at most at 0.01 and 4.0 at 0.001 (the logarithm of Specht's ratio). Weight 1 is the plain sum: the
-    pull on the target is one to two times that of the cross-entropy, where rows are orthogonal.
+    The default ridge, 0.01, is the probability above which the matrix term pulls at least half as hard as the
+    cross-entropy; tokens below it are rare once a model is worth fine-tuning. A smaller ridge makes the term more like
+    a second cross-entropy, multiplies rounding errors by 1/ridge, and widens the gap between ``"closed"`` and
+    ``"dense"``, which is at most 2.1 nats at 0.01 and 4.0 at 0.001 (the logarithm of Specht's ratio). The default
+    weight, 1, is the plain sum: where rows are orthogonal, the pull on the target is one to two times that of the
+    cross-entropy.
 
     Args:
         hidden: (batch, positions, d), the last hidden states, as they enter the head.
-        head_weight: (vocabulary, d), the weight of the head. Its gradient is that of the logits.
+        head_weight: (vocabulary, d), the weight of the head. Its gradient comes from the logits alone.
         labels: (batch, positions), integers, UNSHIFTED: position t predicts label t + 1.
-        objective: weight, ridge, form and chunk. Gradients are exact, except that of ``"lanczos"`` between one step and
-            as many as exhaust the space.
-        bias: (vocabulary,), of the head (Phi, GPT-J).
-        logit_scale: factor of the logits (Cohere, Granite), finite and not zero.
-        softcap: bound of the logits (Gemma 2), above 0.
-        token_weights: (batch, positions), of the labels, hence unshifted, too: factors of ce and mce, without gradient.
+        objective: weight, ridge, form and chunk. Gradients are exact, except for ``"lanczos"`` with more than one step
+            and fewer than exhaust the space.
+        bias: (vocabulary,), the bias of the head (Phi, GPT-J).
+        logit_scale: factor applied to the logits (Cohere, Granite), finite and not zero.
+        softcap: bound on the logits (Gemma 2), above 0.
+        token_weights: (batch, positions), one per label and so also unshifted: factors of ce and mce, without gradient.
         num_items_in_batch: divisor of the sums: labels counted in all micro-batches and processes of one step. None
-            for the number of positions counted here, or for the sum of their weights.
-        reduction: ``"none"`` for (batch, positions) instead of scalars: at t what label t + 1 contributes, and 0 where
-            it does not count. Its gradient costs a second pass.
-        ignore_index: the label that does not count.
+            divides by the number of positions counted here, or by the sum of their weights.
+        reduction: ``"none"`` returns (batch, positions) instead of scalars: at t the contribution of label t + 1, and 0
+            where it does not count. Its gradient costs a second pass.
+        ignore_index: the label value that does not count.
 
     Returns:
-        Scalars, in nats and 0 to 1; the loss is differentiable once. If all labels are ignored: 0, with gradients of 0;
-        without ``num_items_in_batch`` an error on the CPU. Entropy and accuracy have no weights.
+        Scalars, in nats except the accuracy, which is 0 to 1; the loss is differentiable once. If all labels are
+        ignored, they are 0, with gradients of 0; without ``num_items_in_batch`` this is an error on the CPU. Entropy
+        and accuracy are unweighted.
 
     Raises:
         ConfigError: a number is out of its range, or a name is unknown.
         DataError: a label is out of range, all are ignored, or weights are not finite or sum to 0.
-        MatrixShapeError: shapes do not fit.
-        MatrixTypeError: hidden states or head are no real floating-point numbers, or labels no integers.
+        MatrixShapeError: shapes do not match.
+        MatrixTypeError: hidden states or head are not real floating-point numbers, or labels are not integers.
         NotFiniteError: the cross-entropy is NaN or infinite at some position.
     """
     positions = _check(hidden, "hidden", 1, head_weight, labels, objective, ignore_index)
@@ -135,8 +137,9 @@ def matrix_cross_entropy_terms_from_logits(
 ) -> MatrixCrossEntropyTerms:  # fmt: skip
     """``matrix_cross_entropy_terms`` from logits (batch, positions, vocabulary), however they were computed.
 
-    ``head_weight`` gives the rows. The gradient is by the logits alone. It is computed in the backward, so only the
-    logits are kept until then, and the matrix term is computed twice. Other arguments, returns and raises as there.
+    ``head_weight`` supplies the rows. The loss is differentiable with respect to the logits alone. The gradient is
+    computed in the backward, so only the logits are kept until then, and the matrix term is computed twice. Other
+    arguments, return values and errors are those of ``matrix_cross_entropy_terms``.
     """
     positions = _check(logits, "logits", 0, head_weight, labels, objective, ignore_index)
     factors = _factors(token_weights, labels, positions)
@@ -174,7 +177,7 @@ def _check(
 
 
 def _each(reduction: str, num_items: int | Tensor | None) -> bool:
-    """Whether the values of every position are asked for."""
+    """Whether per-position values are requested."""
     if reduction not in ("mean", "none"):
         raise ConfigError(f"reduction={reduction}: expected mean or none.")
     if reduction == "none" and num_items is not None:
@@ -183,7 +186,7 @@ def _each(reduction: str, num_items: int | Tensor | None) -> bool:
 
 
 def _factors(token_weights: Tensor | None, labels: Tensor, positions: Positions) -> Tensor | None:
-    """The weights of the positions (n,), zero where they do not count."""
+    """The weights of the positions, (n,), zero where they do not count."""
     if token_weights is None:
         return None
     if token_weights.shape != labels.shape:
@@ -199,7 +202,7 @@ def _factors(token_weights: Tensor | None, labels: Tensor, positions: Positions)
 
 
 def _spread(loss: Tensor, measures: Tensor, positions: Positions, labels: Tensor) -> MatrixCrossEntropyTerms:
-    """The values of the positions (n,) where they are in (batch, positions), and zero elsewhere."""
+    """The values of the positions (n,) at their places in (batch, positions), and zero elsewhere."""
     whole = (x.new_zeros(labels.numel()).index_copy(0, positions.rows, x) for x in (loss, *measures))
     return MatrixCrossEntropyTerms(*(x.view(labels.shape) for x in whole))
 
@@ -207,7 +210,7 @@ def _spread(loss: Tensor, measures: Tensor, positions: Positions, labels: Tensor
 def _divide(
     loss: Tensor, measures: Tensor, positions: Positions, factors: Tensor | None, num_items: int | Tensor | None
 ) -> MatrixCrossEntropyTerms:
-    """The sums over ``num_items``, or over the number of positions that count, or over their weights."""
+    """The sums divided by ``num_items``, by the number of positions that count, or by the sum of their weights."""
     count = positions.total()
     nothing = isinstance(count, int) and count == 0
     if num_items is None:
@@ -232,7 +235,7 @@ def _divide(
 
 
 def _total(factors: Tensor) -> Tensor:
-    """The sum of weights (n,), 1 where it is 0: on devices whose values are not looked at, such a batch gives 0."""
+    """The sum of the weights (n,), or 1 if it is 0: on devices whose values are not checked, such a batch gives 0."""
     total = factors.sum()
     if looks_at_values(total, None) and total == 0:
         raise DataError(

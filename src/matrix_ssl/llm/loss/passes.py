@@ -1,8 +1,9 @@
-"""One pass over the positions: cross-entropy, matrix term, entropy and accuracy of every one, and gradients by logits.
+"""One pass over the positions: cross-entropy, matrix term, entropy and accuracy of each, and gradients w.r.t. logits.
 
-A chunk of positions needs a few (chunk, vocabulary) matrices. On the CPU, positions with one target stand side by side:
-the closed form then needs the products of that target's row with the head once. And all that is no product with the
-head is computed of a few positions at a time there, which stay in the cache meanwhile: a chunk does not fit.
+A chunk of positions needs a few (chunk, vocabulary) matrices. On the CPU, positions with the same target are put next
+to each other, so that the closed form needs the products of that target's row with the head only once. Everything
+except products with the head is also computed there for a few positions at a time, which stay in the cache: a whole
+chunk would not fit.
 """
 
 import importlib.util
@@ -18,14 +19,14 @@ from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.matrix.validation import looks_at_values
 
-# in nats, but the last: 1 where the most probable token is the target
+# in nats, except the last, which is 1 where the most probable token is the target
 MEASURES = ("ce", "mce", "entropy", "correct")
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # comes with PyTorch on Linux
 
-_IN_CACHE = 1 << 17  # numbers of a block of rows, for each core: half a megabyte in float32
+_IN_CACHE = 1 << 17  # numbers in a block of rows, per core: half a megabyte in float32
 
-Collect = Callable[[Positions, Tensor], None]  # gets the gradient by the raw products of a chunk; may overwrite it
+Collect = Callable[[Positions, Tensor], None]  # gets the gradient w.r.t. a chunk's raw products; may overwrite it
 
 
 def one_pass(
@@ -34,8 +35,8 @@ def one_pass(
 ) -> Tensor:  # fmt: skip
     """The ``MEASURES`` (4, n) of the positions; ``factors`` (n,) multiply the gradients alone.
 
-    ``logits`` gives those of a chunk, (m, vocabulary), in memory that may be overwritten. ``collect`` gets the gradient
-    of the loss by hidden @ rowsᵀ + bias, hence by the logits where they have neither scale nor cap.
+    ``logits`` returns those of a chunk, (m, vocabulary), in memory that may be overwritten. ``collect`` receives the
+    gradient of the loss with respect to hidden @ rowsᵀ + bias, which are the logits if these have no scale or cap.
     """
     values = head.inverse_lengths.new_zeros(len(MEASURES), len(positions.rows))
     order = positions.targets.argsort(stable=True) if looks_at_values(positions.targets, None) else None
@@ -65,14 +66,14 @@ def one_pass(
 
 
 def uses_kernels(z: Tensor, objective: Objective) -> bool:
-    """Whether the closed form of logits (n, vocabulary) is computed by Triton's kernels, which GPUs of NVIDIA have."""
+    """Whether the closed form of logits (n, vocabulary) is computed by Triton kernels, which run on NVIDIA GPUs."""
     return z.is_cuda and z.dtype == torch.float32 and objective.form == "closed" and _HAS_TRITON
 
 
 def _by_kernels(
     z: Tensor, part: Positions, own: Tensor, head: Head, objective: Objective, *, with_gradient: bool
 ) -> Tensor:
-    """The gradient by logits, which it overwrites, or the logits; writes all measures."""
+    """The gradient with respect to the logits, in their place, or the logits as they are; writes all measures."""
     from matrix_ssl.llm.loss.triton_kernels import closed_form
 
     measures = closed_form(
@@ -86,7 +87,7 @@ def _by_kernels(
 def _by_rows(
     z: Tensor, part: Positions, own: Tensor, head: Head, objective: Objective, *, with_gradient: bool
 ) -> None:  # fmt: skip
-    """Overwrites logits (n, vocabulary), by their gradient if it is asked for, and writes all measures."""
+    """Overwrites logits (n, vocabulary), with their gradient if it is requested, and writes all measures."""
     targets = part.targets
     squares = Squares.of(targets, head) if objective.form == "closed" else None
     rows = _rows_in_cache(z) if objective.form in ("closed", "top") else len(z)  # the others multiply by the head
@@ -104,24 +105,24 @@ def _by_rows(
 
 
 def _rows_in_cache(z: Tensor) -> int:
-    """How many rows of a chunk (n, vocabulary) are computed at a time: on the CPU as many as stay in its caches."""
+    """How many rows of a chunk (n, vocabulary) are computed at a time: on the CPU, as many as stay in its caches."""
     if not looks_at_values(z, None):
         return len(z)
     return max(1, _IN_CACHE * torch.get_num_threads() // z.shape[1])
 
 
 def _softmax(z: Tensor, targets: Tensor, own: Tensor) -> Tensor:
-    """The probabilities of logits, which they overwrite; writes all measures but mce."""
+    """The probabilities of logits, which they overwrite; writes all measures except mce."""
     own[3] = z.argmax(1) == targets
     log_q = torch.log_softmax(z, 1)
     own[0] = -log_q.gather(1, targets.unsqueeze(1)).squeeze(1)
     q = torch.exp(log_q, out=z)
-    own[2] = -log_q.clamp_(min=torch.finfo(z.dtype).min).mul_(q).sum(1)  # a logit of -inf has no part in it
+    own[2] = -log_q.clamp_(min=torch.finfo(z.dtype).min).mul_(q).sum(1)  # a logit of -inf contributes nothing
     return q
 
 
 def _slope(q: Tensor, term: Term, targets: Tensor, weight: float) -> Tensor:
-    """The gradient by the logits z, overwriting q: ∂q_i/∂z_j = q_i (δ_ij - q_j)."""
+    """The gradient with respect to the logits z, overwriting q: ∂q_i/∂z_j = q_i (δ_ij - q_j)."""
     q.mul_(1 - weight * term.pull.sum(1, keepdim=True))
     if term.tokens is None:
         q.add_(term.pull, alpha=weight)

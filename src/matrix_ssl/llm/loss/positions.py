@@ -1,7 +1,7 @@
-"""Which positions a batch of labels counts, and what is to be predicted there.
+"""Which positions of a batch count, according to its labels, and what is to be predicted there.
 
-On the CPU, where reading the labels is free, the other positions are skipped. Elsewhere that would make the device
-wait, so there they are computed and count zero.
+On the CPU, where reading the labels is free, the other positions are skipped. On other devices that would force a
+synchronisation, so they are computed there and count as zero.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from matrix_ssl.matrix.validation import looks_at_values
 
 
 class Positions(NamedTuple):
-    """Positions of a (batch, length) of which n are computed."""
+    """The n positions of a (batch, length) that are computed."""
 
-    rows: Tensor  # (n,), where they are in the flattened (batch, length)
+    rows: Tensor  # (n,), indices into the flattened (batch, length)
     targets: Tensor  # (n,), tokens
-    counted: Tensor | None  # (n,), boolean; None where all count
+    counted: Tensor | None  # (n,), boolean; None if all count
     length: int
 
     def split(self, size: int) -> Iterator["Positions"]:
@@ -40,7 +40,7 @@ class Positions(NamedTuple):
         return self.mask(x[self.rows].to(dtype))
 
     def mask(self, x: Tensor) -> Tensor:
-        """x (n, ...), overwritten by zero where the position does not count, whatever stands there."""
+        """x (n, ...), overwritten with zero where the position does not count, whatever the value there."""
         if self.counted is None:
             return x
         return x.masked_fill_(~self.counted.view(-1, *[1] * (x.ndim - 1)), 0)
@@ -51,7 +51,7 @@ class Positions(NamedTuple):
 
 
 def find_positions(labels: Tensor, *, shape: torch.Size, vocabulary: int, ignore_index: int) -> Positions:
-    """The positions of unshifted labels (batch, length): t predicts label t + 1, and the last one nothing."""
+    """The positions of unshifted labels (batch, length): t predicts label t + 1, and the last one predicts nothing."""
     if labels.shape != shape:
         raise MatrixShapeError(
             f"The labels have the shape {tuple(labels.shape)}, but the outputs {tuple(shape)} (batch, positions): "

@@ -1,7 +1,7 @@
 """Products with the rows of a head in its own dtype, summed in float32 or better; the head is never copied whole.
 
-A GPU multiplies bfloat16 and adds in float32. Everywhere else, and for float16, whose smallest numbers a gradient falls
-below, a block of rows at a time is converted: the factors are the same, so the results are, too, up to rounding.
+A GPU multiplies in bfloat16 and accumulates in float32. Everywhere else, and for gradients in float16, where they would
+underflow, one block of rows at a time is converted. The factors are the same, and so are the results, up to rounding.
 """
 
 import inspect
@@ -9,7 +9,7 @@ import inspect
 import torch
 from torch import Tensor
 
-_ROWS = 8192  # of a head in half precision that are converted at a time
+_ROWS = 8192  # rows of a half-precision head that are converted at a time
 _HAS_OUT_DTYPE = "out_dtype" in (inspect.getdoc(torch.mm) or "")  # since PyTorch 2.8
 
 
@@ -43,8 +43,8 @@ def times_columns(coefficients: Tensor, rows: Tensor) -> Tensor:
 def add_outer(total: Tensor | None, coefficients: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """total + coefficientsᵀ @ x (vocabulary, d), of coefficients (n, vocabulary) and x (n, d); overwrites ``total``.
 
-    None stands for zeros, which would be written only to be read. The dtype is that of the head: on a GPU the factors
-    are rounded to bfloat16 if it is.
+    ``total=None`` stands for zeros, which would be written only to be read. ``dtype`` is that of the head: if it is
+    bfloat16, the factors are rounded to it on a GPU.
     """
     if not (coefficients.is_cuda and dtype == torch.bfloat16 and _HAS_OUT_DTYPE):
         x = x.to(coefficients.dtype)

@@ -1,14 +1,14 @@
-"""The closed form as Triton kernels: an online softmax with one more weighted sum, and its gradient by the logits.
+"""The closed form as Triton kernels: an online softmax with one more weighted sum, and its gradient w.r.t. the logits.
 
-A program takes one position and walks over its row of logits and of cosines in blocks of the vocabulary:
+Each program handles one position and walks over its row of logits and of cosines in blocks of the vocabulary:
 
     m = max z_i      s = Σ exp(z_i - m)      c = Σ exp(z_i - m) <y_i, y>²      e = Σ exp(z_i - m) z_i
     ce = m + log s - z_y      mce = -log(c/s + ridge)      entropy = m + log s - e/s
 
-The sums are corrected whenever the maximum rises (Milakov and Gimelshein, "Online normalizer calculation for softmax",
-2018). A second walk writes ∂loss/∂z_i = q_i (a - b <y_i, y>²) - [i = y] over the logits, b = weight / (c/s + ridge)
-and a = 1 + b c/s. So a chunk is read twice and written once, where PyTorch's operations take a dozen passes. Everything
-is in float32. With TRITON_INTERPRET=1 the kernels run on a CPU.
+The sums are rescaled whenever the maximum rises (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+2018). A second walk overwrites the logits with ∂loss/∂z_i = q_i (a - b <y_i, y>²) - [i = y], b = weight / (c/s + ridge)
+and a = 1 + b c/s. A chunk is thus read twice and written once, whereas PyTorch's operations take a dozen passes.
+Everything is in float32. With TRITON_INTERPRET=1 the kernels run on a CPU.
 """
 
 import torch
@@ -74,14 +74,14 @@ def closed_form(
     """Cross-entropy, matrix term, entropy and whether the most probable token is the target: (n, 4), in float32.
 
     Args:
-        logits: (n, vocabulary), float32 and contiguous; overwritten by the gradient of ce + weight · mce by them.
-        cosines: (n, vocabulary), <y_i, y> of every token with the row of the target.
+        logits: (n, vocabulary), float32 and contiguous; may be overwritten with the gradient of ce + weight · mce.
+        cosines: (n, vocabulary), <y_i, y> of every token's row with the target's.
         targets: (n,), tokens.
         directed: (n,), 1 where the target's row has a direction, 0 where it has none.
         weight: of the matrix term.
         ridge: added to the weighted sum.
-        with_gradient: whether the logits become the gradient; a position without direction has no term in it, as its
-            cosines are zero.
+        with_gradient: whether to overwrite the logits with the gradient, to which the matrix term of a position without
+            a direction adds nothing, as its cosines are zero.
     """
     values = torch.empty(len(logits), 4, device=logits.device)
     block = min(_BLOCK, triton.next_power_of_2(logits.shape[1]))

@@ -1,6 +1,6 @@
-"""Reads ``compare.json``: every method with a number of epochs is an entry with its runs, one for each seed.
+"""Reads ``compare.json``: every method with a number of epochs is an entry with its runs, one per seed.
 
-What is missing is empty. A row that repeats method, epochs and seed replaces the earlier one.
+What is missing is empty. A row that repeats a method, epochs and seed replaces the earlier one.
 """
 
 import re
@@ -34,7 +34,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of the file: one pre-training with its evaluation, or with the error that ended it."""
+    """A row of the file: one pre-training run with its evaluation, or with the error that ended it."""
 
     method: Text
     seed: int
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of tuning; accuracies in [0, 1] on held-out training images."""
+    """A tuning trial; accuracies in [0, 1] on held-out training images."""
 
     method: Text
     trial: int = 0
@@ -122,7 +122,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method with a number of epochs; ``place`` is that of the method among all methods, and decides its look."""
+    """A method with a number of epochs; ``place``, the method's position among all methods, determines its look."""
 
     label: str
     method: str
@@ -132,11 +132,11 @@ class Entry:
     failures: Sequence[Run]
 
     def scores(self, measure: str) -> dict[int, float]:
-        """Accuracy in [0, 1] by seed, of the runs that have it."""
+        """Accuracy in [0, 1] by seed, for the runs that have it."""
         return {run.seed: run.accuracy[measure].mean for run in self.runs if measure in run.accuracy}
 
     def summary(self, measure: str) -> Score | None:
-        """Mean and standard deviation (n - 1 in its denominator) over the seeds; None without the measure."""
+        """Mean and standard deviation (n - 1 in its denominator) over the seeds; None if no run has the measure."""
         values = list(self.scores(measure).values())
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return Score(float(np.mean(values)), spread, len(values)) if values else None
@@ -154,7 +154,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries to be ranked with each other: those of one number of epochs, and the reference."""
+    """Entries to be ranked against each other: those with one number of epochs, and the reference."""
 
     title: str
     entries: Sequence[Entry]
@@ -165,7 +165,7 @@ class Comparison:
     """What the file says about each method."""
 
     results: Results
-    names: Mapping[str, str]  # name on the page by method
+    names: Mapping[str, str]  # names on the page, by method
     entries: Sequence[Entry]  # in the order of the methods, fewer epochs first
     reference: Entry | None
     measures: Sequence[Measure]  # those that at least one run has
@@ -173,19 +173,19 @@ class Comparison:
 
     @property
     def done(self) -> int:
-        """Runs that have ended, failed ones among them."""
+        """Number of runs that have ended, including failed ones."""
         return sum(len(entry.runs) + len(entry.failures) for entry in self.entries)
 
     @property
     def planned(self) -> int:
-        """Runs of the whole comparison: all methods and seeds, and all but the reference again for longer."""
+        """Number of runs in all: every method and seed, and every one except the reference again for longer."""
         r = self.results
         again = len([m for m in r.methods if m != r.reference]) if r.rivals_budget not in (None, 0, r.budget) else 0
         return len(r.seeds) * (len(r.methods) + again)
 
     @property
     def seeds(self) -> int:
-        """The largest number of seeds that an entry has a result for."""
+        """The largest number of seeds for which an entry has a result."""
         return max((len(entry.runs) for entry in self.entries), default=0)
 
     @property
@@ -194,7 +194,7 @@ class Comparison:
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        """Label and error of everything that failed, runs before trials of tuning."""
+        """Label and error of everything that failed, runs before tuning trials."""
         runs = [(f"{e.label}, seed {run.seed}", run.error or "") for e in self.entries for run in e.failures]
         trials = [trial for trial in self.trials if trial.error is not None]
         runs += [(f"{self.names[t.method]}, tuning, trial {t.trial}", t.error or "") for t in trials]
@@ -206,7 +206,7 @@ class Comparison:
         return sorted(self.entries, key=lambda entry: -(s.mean if (s := entry.summary(self.main.key)) else -1.0))
 
     def difference(self, entry: Entry, measure: str) -> PairedDifference | None:
-        """The entry minus the reference over common seeds; None for the reference itself and without a common seed."""
+        """The entry minus the reference over common seeds; None for the reference itself or without a common seed."""
         if self.reference is None or entry is self.reference:
             return None
         a, b = entry.scores(measure), self.reference.scores(measure)
@@ -214,7 +214,7 @@ class Comparison:
         return paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
 
     def pairs(self, group: Group) -> dict[tuple[str, str], Pair]:
-        """The paired differences of the main measure within a group, by labels."""
+        """The paired differences in the main measure within a group, by labels."""
         return pairwise({entry.label: entry.scores(self.main.key) for entry in group.entries})
 
     @cached_property
@@ -231,7 +231,7 @@ class Comparison:
     def pair(self, group: Group, one: Entry, other: Entry) -> Pair | None:
         """One entry minus another of a group in the main measure; None without a common seed.
 
-        A pair with the reference is tested with the pairs of the reference, any other with all pairs of the group.
+        A pair with the reference is tested together with the reference's pairs, any other with all pairs of the group.
         """
         if one is self.reference:
             pair = self.against_reference.get(other.label)
@@ -241,7 +241,7 @@ class Comparison:
         return self.pairs(group).get((one.label, other.label))
 
     def groups(self) -> list[Group]:
-        """The entries of each number of epochs with the reference, the budget of the comparison first."""
+        """The entries for each number of epochs, with the reference; the budget of the comparison comes first."""
         by_epochs: dict[float | None, list[Entry]] = {}
         for entry in self.entries:
             by_epochs.setdefault(entry.epochs, []).append(entry)
@@ -256,7 +256,7 @@ class Comparison:
 
 
 def read_comparison(out: Path) -> Comparison:
-    """The comparison in a folder; raises RunFolderError where ``compare.json`` is missing or damaged."""
+    """The comparison in a folder; raises RunFolderError if ``compare.json`` is missing or damaged."""
     path = out / RESULTS
     try:
         return parse_comparison(parse_json(read_file(path), digits=MOST_DIGITS), path)
@@ -284,7 +284,7 @@ def parse_comparison(values: Any, path: Path) -> Comparison:
 
 
 def method_names(methods: Iterable[str]) -> dict[str, str]:
-    """Short and different names: a method's own, the stem of a file, or the whole path where stems coincide."""
+    """Short, distinct names: a method's own, the stem of a file, or the whole path if stems coincide."""
     unique = list(dict.fromkeys(methods))
     stems = [re.split(r"[/\\]", m)[-1].removesuffix(".py") or m for m in unique]
     return {m: stem if stems.count(stem) == 1 else m for m, stem in zip(unique, stems, strict=True)}

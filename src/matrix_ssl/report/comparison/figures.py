@@ -19,7 +19,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2
 
 
 def look(entry: Entry) -> dict[str, Any]:
-    """Colour, marker and dash of an entry's method, different for 70 methods."""
+    """Colour, marker and dash of an entry's method, distinct for 70 methods."""
     place = entry.place
     return {
         "color": colour(f"class-{place % 10}"),
@@ -29,7 +29,7 @@ def look(entry: Entry) -> dict[str, Any]:
 
 
 def curve(entry: Entry, x: str, y: str, *, scale: float = 1.0) -> Curve | None:
-    """The mean curve of an entry at the steps that all its runs with that quantity have; None without any.
+    """The mean curve of an entry at the steps shared by all its runs with that quantity; None if there are none.
 
     The band spans all runs.
     """
@@ -48,7 +48,7 @@ def curve(entry: Entry, x: str, y: str, *, scale: float = 1.0) -> Curve | None:
 
 
 def intervals(c: Comparison) -> Figurine | None:
-    """Differences of the main measure to the reference with their intervals; None without any."""
+    """Differences from the reference in the main measure, with their intervals; None if there are none."""
     differences = [(entry, d) for entry in c.ranked if (d := c.difference(entry, c.main.key))]
     if not differences or c.reference is None:
         return None
@@ -79,7 +79,7 @@ def intervals(c: Comparison) -> Figurine | None:
 
 
 def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
-    """Accuracy on held-out training images against the time of the pre-training; None where it was not followed."""
+    """Accuracy on held-out training images against the time of the pre-training; None if it was not followed."""
     return stacked(
         "time", "Accuracy against time",
         _panels(groups, {"20-NN accuracy in %": lambda entry: curve(entry, "seconds", "knn_20_held_out", scale=100)}),
@@ -91,7 +91,7 @@ def accuracy_over_time(groups: Sequence[Group]) -> Figurine | None:
 
 
 def rank_and_entropy(groups: Sequence[Group]) -> Figurine | None:
-    """Effective rank and matrix entropy of the features over the epochs; None where they were not followed."""
+    """Effective rank and matrix entropy of the features over the epochs; None if they were not followed."""
     return stacked(
         "rank", "Effective rank and matrix entropy",
         _panels(groups, {

@@ -1,4 +1,4 @@
-"""The page about a comparison: ``compare.html``, a single file that needs no network and no script."""
+"""The page of a comparison: ``compare.html``, a single file that needs no network or script."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ PAGE = "compare.html"
 
 
 class Matrix(NamedTuple):
-    """For each entry of a group whether it is better than every other, in words, with the adjusted p value."""
+    """For each pair of entries in a group, whether one is better, in words, with the adjusted p value."""
 
     title: str
     labels: Sequence[str]
@@ -25,7 +25,7 @@ class Matrix(NamedTuple):
 
 
 def write_comparison(out: Path) -> Path:
-    """Writes ``compare.html`` beside ``compare.json``, also for a comparison that is still running."""
+    """Writes ``compare.html`` next to ``compare.json``, even for a comparison that is still running."""
     c = read_comparison(out)
     groups, count = c.groups(), len({entry.method for entry in c.entries})
     values = {
@@ -72,7 +72,7 @@ def _facts(c: Comparison) -> list[tuple[str, str]]:
 
 
 def _differences(c: Comparison) -> list[tuple[str, str, list[Cell]]]:
-    """For every entry but the reference, its paired differences of all measures."""
+    """For every entry except the reference, its paired differences in all measures."""
     table = []
     for entry in c.ranked:
         differences = [c.difference(entry, m.key) for m in c.measures]
@@ -83,7 +83,7 @@ def _differences(c: Comparison) -> list[tuple[str, str, list[Cell]]]:
 
 
 def _matrix(c: Comparison, group: Group) -> Matrix | None:
-    """Who is significantly better than whom; None without two entries that share two seeds."""
+    """Which entry is significantly better than which; None without two entries that share two seeds."""
     pairs = c.pairs(group)
     if all(pair.adjusted_p is None for pair in pairs.values()):
         return None

@@ -1,6 +1,6 @@
-"""Which of two methods or encoders is better, judged by the seeds, and the test images, that both were run with.
+"""Which of two methods or encoders is better, judged by the seeds and the test images that both were run with.
 
-Two runs with one seed share what the seed decides, the order of the images and their views among it, so the
+Two runs with the same seed share what the seed determines, such as the order of the images and their views, so the
 comparison is paired: only differences within a seed count, and what makes a seed easy or hard for all methods cancels.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from matrix_ssl.errors import ConfigError, DataError
 
-SIGNIFICANT = 0.05  # an adjusted p value below counts as a difference
+SIGNIFICANT = 0.05  # an adjusted p value below it counts as a difference
 _ROUNDING = 4e-7  # of the largest score: scores may have been written with seven digits
 Name = TypeVar("Name", bound=Hashable)
 
@@ -30,20 +30,20 @@ class PairedDifference(NamedTuple):
     n: int
 
     def reversed(self) -> "PairedDifference":
-        """That of b - a."""
+        """The difference b - a."""
         low, high = (None if self.high is None else -self.high), (None if self.low is None else -self.low)
         return PairedDifference(-self.mean, low, high, self.p, self.n)
 
 
 class Pair(NamedTuple):
-    """One entry against another; ``adjusted_p`` allows for the number of pairs and is None for n = 1."""
+    """One entry against another; ``adjusted_p`` accounts for the number of pairs and is None for n = 1."""
 
     difference: PairedDifference
     adjusted_p: float | None
-    tests: int  # the pairs that it allows for
+    tests: int  # the number of pairs that it accounts for
 
     def reversed(self) -> "Pair":
-        """The other against the one."""
+        """The other entry against this one."""
         return Pair(self.difference.reversed(), self.adjusted_p, self.tests)
 
     @property
@@ -55,21 +55,21 @@ class Pair(NamedTuple):
 def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> PairedDifference:
     """Mean, interval and p value of a - b by Student's paired t test.
 
-    The interval is mean ± t · sd / √n, where sd is that of the n differences (n - 1 in its denominator) and t the
-    quantile of Student's distribution with n - 1 degrees of freedom at (1 + confidence) / 2, and
+    The interval is mean ± t · sd / √n, where sd is the standard deviation of the n differences (n - 1 in its
+    denominator) and t the quantile of Student's distribution with n - 1 degrees of freedom at (1 + confidence) / 2, and
     p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal.
 
-    Differences that are all equal, up to the rounding of a and b to seven digits, have sd = 0, which happens by chance
-    where scores are multiples of one test image. Then the interval has no width, and p, which the t test would put at
-    0, is that of the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree; and 1 when the mean
-    is zero.
+    Differences that are all equal, up to the rounding of a and b to seven digits, have sd = 0, which can happen by
+    chance because scores are multiples of one test image. The interval then has no width, and p, which the t test would
+    put at 0, is that of the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree, or 1 if the
+    mean is zero.
 
     Args:
-        a, b: (n,) scores, one for each seed, of the same seeds in the same order.
+        a, b: (n,) scores, one per seed, for the same seeds in the same order.
         confidence: probability that the interval covers the true difference, between 0 and 1, both excluded.
 
     Raises:
-        DataError: the scores differ in number, are none, or are not finite.
+        DataError: the numbers of scores differ, there are none, or they are not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
 
     Reference: Student, "The probable error of a mean", Biometrika 6 (1908).
@@ -99,7 +99,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and test images, and its confidence interval, that of ``evaluate.probes.crossed``."""
+    """A mean over seeds and test images with its confidence interval, from ``evaluate.probes.crossed``."""
 
     mean: float
     low: float
@@ -107,15 +107,15 @@ class Estimate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval is above or below 0; 0 where it includes 0, so that no claim is supported."""
+        """1 or -1 if the interval is above or below 0; 0 if it includes 0, so that no claim is supported."""
         return (self.low > 0) - (self.high < 0)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values adjusted for their number m, so that rejecting all below α errs anywhere with probability at most α.
+    """p values adjusted for their number m: rejecting all below α makes any error with probability at most α.
 
     The adjusted p of the i-th smallest is max over j ≤ i of min(1, (m - j + 1) p_j): never below the p value, never
-    above Bonferroni's m p, and valid however the tests depend on each other. None stays None and does not count for m.
+    above Bonferroni's m p, and valid however the tests depend on each other. None stays None and is not counted in m.
 
     Args:
         p_values: (m,) each in [0, 1] or None.
@@ -140,11 +140,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0.95) -> dict[tuple[str, str], Pair]:
     """Every ordered pair of entries (a, b): the difference a - b over the seeds that both have.
 
-    p values are adjusted by ``holm`` over all unordered pairs. Intervals are not adjusted: each alone has the given
-    confidence. Pairs without a common seed are skipped.
+    p values are adjusted by ``holm`` over all unordered pairs. Intervals are not adjusted: each has the given
+    confidence on its own. Pairs without a common seed are skipped.
 
     Args:
-        scores: scores by seed, by entry.
+        scores: for every entry, its scores by seed.
         confidence: of each interval, between 0 and 1, both excluded.
 
     Raises:
@@ -161,9 +161,9 @@ def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0
 
 
 def against(scores: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Pair]:
-    """Every entry minus the reference, over the seeds that both have; as ``pairwise``, but of these pairs alone.
+    """Every entry minus the reference, over the seeds that both have; like ``pairwise``, but for these pairs only.
 
-    p values are adjusted by ``holm`` over the pairs with the reference, which is one fewer than there are entries.
+    p values are adjusted by ``holm`` over the pairs with the reference, one fewer than there are entries.
     """
     differences = {}
     for name, values in scores.items():

@@ -25,7 +25,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...
 
 @dataclass(frozen=True)
 class Row:
-    """An entry or a baseline; ``remark`` says that it is the reference and how many of its runs failed."""
+    """An entry or a baseline; ``remark`` says whether it is the reference and how many of its runs failed."""
 
     label: str
     remark: str
@@ -68,7 +68,7 @@ def rows(c: Comparison) -> list[Row]:
 
 
 def difference_cell(heading: str, d: PairedDifference | None, *, usual: int, p: float | None = None) -> Cell:
-    """A difference in percentage points, its interval and p value; the number of seeds where it is not ``usual``."""
+    """A difference in percentage points, its interval and p value, and the number of seeds if it is not ``usual``."""
     if d is None:
         return Cell(heading)
     interval = () if d.low is None or d.high is None else (f"[{points(d.low)}, {points(d.high)}]",)
@@ -78,7 +78,7 @@ def difference_cell(heading: str, d: PairedDifference | None, *, usual: int, p: 
 
 
 def difference_heading(c: Comparison) -> str:
-    """The heading of the column of paired differences."""
+    """The heading of the column with paired differences."""
     return f"{c.main.heading} − {c.reference.label}" if c.reference else f"{c.main.heading}, difference"
 
 
@@ -100,7 +100,7 @@ def table_note(c: Comparison) -> str:
 
 
 def terminal(c: Comparison) -> Group:
-    """Accuracies, then costs, then verdict and notes, to print on a terminal of 80 columns or more."""
+    """Accuracies, then costs, then verdict and notes, for a terminal of 80 columns or more."""
     table = rows(c)
     accuracy, costs = _empty("accuracy in %, difference in points"), _empty("cost of the pre-training")
     for heading in ("n", *(cell.heading for row in table[:1] for cell in (*row.accuracy, row.difference))):
@@ -115,7 +115,7 @@ def terminal(c: Comparison) -> Group:
 
 
 def markdown(c: Comparison) -> str:
-    """The table in Markdown, the best of each column bold, and below it note, verdict and notes."""
+    """The table in Markdown, with the best of each column in bold, followed by the table's note, verdict and notes."""
     table = rows(c)
     headings = ["method", *(cell.heading for row in table[:1] for cell in row.cells)]
     lines = [_line(map(_escape, headings)), _line(["---", *("--:" for _ in headings[1:])])]
@@ -156,7 +156,7 @@ def _empty(title: str) -> Table:
 
 
 def _name(row: Row) -> Text:
-    """The label, broken before the epochs, and the remark below."""
+    """The label, with a line break before the epochs, and the remark below."""
     return Text("\n".join([*row.label.split(", "), *filter(None, row.remark.split(", "))]))
 
 
@@ -176,5 +176,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; an underscore within a word needs no mark."""
+    """Text that Markdown shows as it is, on one line; an underscore within a word needs no escape."""
     return re.sub(r"[\\|`*<>\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))

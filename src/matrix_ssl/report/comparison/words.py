@@ -8,12 +8,12 @@ from matrix_ssl.report.formats import percent, points, whole
 
 
 def verdict(c: Comparison) -> list[str]:
-    """A sentence on the main measure for each group: the best entry, the second, and their difference."""
+    """A sentence about the main measure for each group: the best entry, the second, and their difference."""
     return [text for group in c.groups() if (text := _best(c, group))] or ["Nothing has been measured yet."]
 
 
 def p_value(p: float) -> str:
-    """``p = 0.012``; one that rounding would put on the limit is said to be below it."""
+    """``p = 0.012``; a value that would be rounded to the limit is reported as below it."""
     if p < 0.001:
         return "p < 0.001"
     if p < SIGNIFICANT and round(p, 3) >= SIGNIFICANT:
@@ -22,7 +22,7 @@ def p_value(p: float) -> str:
 
 
 def notes(c: Comparison) -> list[str]:
-    """What is missing, failed or limits the conclusions; empty when nothing is."""
+    """What is missing, has failed or limits the conclusions; empty if nothing does."""
     failed = [f"{entry.label}: {entry.remark}." for entry in c.entries if entry.failures]
     trials = sum(trial.error is not None for trial in c.trials)
     differences = [d for entry in c.entries if (d := c.difference(entry, c.main.key))]
@@ -60,7 +60,7 @@ def _best(c: Comparison, group: Group) -> str:
 
 
 def _certainty(pair: Pair | None) -> Sequence[str]:
-    """The difference of two entries with interval and p value, as far as their common seeds allow."""
+    """The difference between two entries with interval and p value, as far as their common seeds allow."""
     if pair is None:
         return ["no common seed"]
     d = pair.difference

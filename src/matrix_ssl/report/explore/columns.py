@@ -1,4 +1,4 @@
-"""Columns of a CSV file for the images of the page, which are recognised by their paths."""
+"""Columns of a CSV file for the images on the page, which are identified by their paths."""
 
 import csv
 import io
@@ -15,20 +15,21 @@ from matrix_ssl.report.explore.contents import Categories, Column, Numbers
 
 _PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths
 _SEPARATORS = ",;\t"
-_FEW = 12  # different whole numbers up to which a column is one of categories
+_FEW = 12  # distinct integers up to which a column holds categories
 _NAMED = re.compile(r"[+-]?0\d|.*[^\d.eE+-]", re.ASCII)  # 007, 12_3: names, although Python reads them as numbers
 _MISSING = ("", "nan")  # no number, in a column of numbers
-_EXACT = 2.0**53  # up to which floating point has every whole number
+_EXACT = 2.0**53  # up to which floating point represents every integer
 
 
 def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
     """The columns of a CSV file for the images at ``places``, and a sentence on how many images it describes.
 
-    The first line names the columns; the column of paths is called path, where, file, filename or image, or is the
-    first. A path may be complete, relative to the folder of the file, or the end of exactly one of the places.
+    The first line names the columns; the column of paths is named path, where, file, filename or image, or is the
+    first one. A path may be complete, relative to the file's folder, or the end of exactly one of the places.
 
     Raises:
-        DataError: it cannot be read, has no column beside the paths, repeats a heading or an image, or describes none.
+        DataError: it cannot be read, has no column other than the paths, repeats a heading or an image, or describes
+            no image.
     """
     header, rows = _read(path)
     key = next((i for name in _PATHS for i, heading in enumerate(header) if heading.lower() == name), 0)
@@ -46,7 +47,7 @@ def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
 
 
 def choose(columns: Sequence[Column], name: str) -> Column:
-    """The column of a name; DataError with the nearest name where there is none."""
+    """The column with a given name; DataError with the closest name if there is none."""
     for column in columns:
         if column.name == name:
             return column
@@ -118,7 +119,7 @@ def _number_or_nan(text: str) -> float:
 
 
 def _number(text: str) -> float | None:
-    """The number that a text is; None for names, and for whole numbers that floating point would change."""
+    """A text as a number; None for names, and for integers that floating point would change."""
     try:
         value = math.nan if _NAMED.match(text) else float(text)
     except ValueError:

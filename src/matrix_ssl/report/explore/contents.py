@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Categories:
-    """A column of text: which of a few values every image has.
+    """A column of text: which of a few values each image has.
 
     Attributes:
         name: the heading of the column.
         codes: integers (n,), positions in ``values``; -1 for none.
-        values: the different values.
+        values: the distinct values.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column of numbers (n,), of which the page keeps single precision, or double; NaN for none."""
+    """A column of numbers (n,), which the page keeps in single or double precision; NaN for none."""
 
     name: str
     values: NDArray[np.floating]
@@ -57,10 +57,10 @@ class Contents:
     Attributes:
         title: what was explored.
         facts: short answers below the title.
-        notes: sentences that the reader must know: how the map was made, what was left out.
-        doubts: sentences on lists that are not to be believed, which stand at the top.
+        notes: what the reader must know, in sentences: how the map was made, what was left out.
+        doubts: sentences about lists that should not be trusted, shown at the top.
         places: the path, or other place, of every image.
-        files: whether the places are files of one image each, which the page links to.
+        files: whether the places are files of one image each, to which the page links.
         points: the map, float (n, 2).
         neighbours: rows of the most similar images, int (n, k), the most similar first.
         similarities: their cosine similarities, float (n, k).
@@ -70,7 +70,7 @@ class Contents:
         duplicates: rows of every group of near-duplicates.
         outliers: rows, the least typical image first.
         outlier_scores: float (n,), larger for less typical images.
-        issues: the most suspicious label first; None where labels cannot be judged, as there are none or one.
+        issues: the most suspicious label first; None if labels cannot be judged, as there are none or only one.
         columns: further columns that can colour the map.
         thumbnail: side of a thumbnail in pixels.
         sheets: names of the files of thumbnails, relative to the page.

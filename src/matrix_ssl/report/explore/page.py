@@ -1,4 +1,4 @@
-"""Writes the page: one file with its scripts and data, beside the sheets of thumbnails. It opens without a server."""
+"""Writes the page: one file with its scripts and data, next to the sheets of thumbnails. It opens without a server."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ _SCRIPTS = ("data.js", "colours.js", "map.js", "thumbnails.js", "panels.js", "pa
 _LIBRARY = "vendor/regl-scatterplot.js"
 _HERE = Path(__file__).parent
 _MARGIN = 0.96  # the part of the square from -1 to 1 that the map fills
-_COSINE = 10_000  # a similarity is stored as this many steps
+_COSINE = 10_000  # a similarity of 1 is stored as this many steps
 
 
 def write_page(out: Path, contents: Contents) -> Path:
@@ -48,9 +48,9 @@ def write_page(out: Path, contents: Contents) -> Path:
 
 
 def as_json(contents: Contents, out: Path) -> dict[str, Any]:
-    """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, by ``data.js``.
+    """What the scripts of a page in ``out`` read; arrays are little-endian bytes in base64, for ``data.js``.
 
-    Surrogates, which stand for bytes of file names that are no text, stay: in the file they are escapes of JSON.
+    Surrogates, which stand for bytes of file names that are not text, are kept: in the file they are JSON escapes.
     """
     columns: list[Column] = [contents.labels] if contents.labels is not None else []
     columns += [contents.clusters, *contents.columns]
@@ -81,7 +81,7 @@ def as_json(contents: Contents, out: Path) -> dict[str, Any]:
 
 
 def square(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """A map (n, 2) moved and scaled into the square from -1 to 1, its proportions kept."""
+    """A map (n, 2) moved and scaled into the square from -1 to 1, with its proportions kept."""
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
     centred = points.astype(np.float64) - middle
     return centred * (_MARGIN / max(float(np.abs(centred).max()), 1e-12))
@@ -99,7 +99,7 @@ def _array(values: NDArray[Any], kind: str) -> dict[str, str]:
 
 
 def _address(folder: Path, out: Path) -> str:
-    """The address of a folder with a slash at its end: relative to the page, unless it is on a different drive."""
+    """The address of a folder with a trailing slash: relative to the page, unless it is on a different drive."""
     place = folder.resolve()
     try:
         relative = os.path.relpath(place, out.resolve())
@@ -109,7 +109,7 @@ def _address(folder: Path, out: Path) -> str:
 
 
 def _script_safe(values: dict[str, Any]) -> str:
-    """JSON that cannot end the script element that it is in."""
+    """JSON that cannot end the script element that contains it."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

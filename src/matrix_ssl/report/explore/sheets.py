@@ -12,14 +12,14 @@ from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.files import cannot_write, write_atomically
 
 FOLDER = "sheets"
-ACROSS = 16  # thumbnails in a row of a sheet, and rows
+ACROSS = 16  # thumbnails per row of a sheet, and number of rows
 EACH = ACROSS**2
 _QUALITY = 82  # of JPEG
 _PLAIN = 48  # pixels; smaller thumbnails keep the resolution of their colours
 
 
 class Sheets:
-    """Writes thumbnails in the order of the images; a sheet that an earlier process has written stays.
+    """Writes thumbnails in the order of the images; a sheet written by an earlier process is kept.
 
     Args:
         folder: of the page.
@@ -27,7 +27,7 @@ class Sheets:
         side: of a thumbnail, in pixels.
 
     Attributes:
-        start: the first image that no sheet has yet.
+        start: the first image that is not yet on a sheet.
         names: of all sheets, relative to the page.
     """
 
@@ -44,7 +44,7 @@ class Sheets:
             raise cannot_write(folder / FOLDER, error) from error
 
     def add(self, images: NDArray[np.integer], squares: NDArray[np.uint8]) -> None:
-        """Adds squares (m, side, side, 1 or 3) of images (m,), whose numbers rise; those left out stay blank."""
+        """Adds squares (m, side, side, 1 or 3) for images (m,), in ascending order; those left out stay blank."""
         for image, square in zip(images.tolist(), squares, strict=True):
             while image // EACH > self._sheet:
                 self._write()
@@ -70,7 +70,7 @@ class Sheets:
             yield squares.reshape(-1, self._side, self._side)[: self._count - number * EACH]
 
     def finish(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining sheets."""
         while self._sheet < len(self.names):
             self._write()
 

@@ -11,7 +11,7 @@ from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.report.formats import ABSENT, percent, whole
 from matrix_ssl.report.measures import measure_name
 
-_FROM = (("linear", "linear"), ("knn", "knn_20"), ("knn", "knn_1"))  # protocol and measure, the first that there is
+_FROM = (("linear", "linear"), ("knn", "knn_20"), ("knn", "knn_1"))  # protocol and measure; the first available is used
 _MOST = 30  # classes that the table shows
 
 
@@ -23,7 +23,7 @@ class ByClass(NamedTuple):
 
 
 def by_class(folder: Path) -> ByClass | None:
-    """The classes by accuracy, the hardest first, of the first results in a folder that have a mistake; else None.
+    """The classes by accuracy, hardest first, from the first results in a folder that contain a mistake; else None.
 
     Raises:
         OSError, ValueError: a file cannot be read, or is damaged.

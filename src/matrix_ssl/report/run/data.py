@@ -1,4 +1,4 @@
-"""Reads a run folder for its page: what is missing is empty, what is damaged becomes a note instead of an error."""
+"""Reads a run folder for its page: what is missing is left empty, and damage becomes a note instead of an error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Note(NamedTuple):
-    """Something a reader must know, and the command that fixes it, if one does."""
+    """Something the reader must know, and the command that fixes it, if there is one."""
 
     text: str
     command: str = ""
@@ -51,7 +51,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Imported:
-    """Where the encoder of a run that was not trained here comes from."""
+    """Where the encoder of a run comes from that was not trained here."""
 
     file: Text = ""
 
@@ -90,7 +90,7 @@ class RunData:
         return [str(name) for name in self.arrays["classes"].ravel()] if "classes" in self.arrays else []
 
     def loss_terms(self) -> list[str]:
-        """Names of all logged numbers without a different meaning, in the order of their first appearance."""
+        """Names of all logged numbers without another meaning, in the order of their first appearance."""
         return [name for name in self.log.finite_names() if name not in KNOWN_KEYS]
 
     def last(self, key: str) -> float | None:
@@ -125,7 +125,7 @@ def read_run(run: Path) -> RunData:
 
 
 def _read_log(path: Path, notes: list[Note]) -> Log:
-    """The lines by ascending step, none where they are of a different run."""
+    """The lines by ascending step; none if they belong to a different run."""
     if not path.exists():
         return Log()
     try:

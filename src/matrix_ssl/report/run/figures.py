@@ -1,4 +1,4 @@
-"""Spectrum of the features and map of the embeddings: plain numbers in, inline SVG with caption out."""
+"""Spectrum of the features and map of the embeddings: plain numbers in, inline SVG with a caption out."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from matrix_ssl.report.formats import number, whole
 from matrix_ssl.report.svg import colour
 
 MAX_MAP_POINTS = 3000
-MAX_MOMENTS = 6  # spectra in one figure, one for each colour of the ramp
+MAX_MOMENTS = 6  # spectra in one figure, one per colour of the ramp
 MAX_NAMED_CLASSES = 20
 
 _SPECTRUM_OF_A_RUN = (
@@ -111,7 +111,7 @@ def _scatter(axes: Axes, points: NDArray[np.floating], fill: str, marker: str, s
 def _name_clusters(
     figure: Figure, axes: Axes, points: NDArray[np.floating], labels: NDArray[np.integer], names: dict[int, str]
 ) -> None:
-    """Writes each class at the median of its points, where it would not cover another name; the legend has them all."""
+    """Writes each class at the median of its points unless it would cover another name; the legend has them all."""
     figure.draw_without_rendering()  # settles the layout, so that text can be measured
     taken: list[Bbox] = []
     for c, name in names.items():

@@ -1,4 +1,4 @@
-"""How the neighbours of the same few images changed over a training."""
+"""How the neighbours of the same few images changed during training."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ class Small(NamedTuple):
 
 
 class Query(NamedTuple):
-    """An image, and its neighbours after some steps."""
+    """An image, and its neighbours after several numbers of steps."""
 
     image: Small
     moments: list[tuple[str, list[Small]]]
 
 
 def read_followed(run: Path) -> list[Query]:
-    """What ``followed.npz`` of a run holds; empty where there is none, or one of a different run or damaged."""
+    """The contents of a run's ``followed.npz``; empty if it is missing, damaged or from a different run."""
     path = run / FOLLOWED
     try:
         arrays = read_arrays(path) if path.is_file() else {}

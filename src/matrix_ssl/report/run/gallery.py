@@ -27,11 +27,11 @@ class Thumbnail(NamedTuple):
     similarity: str
     other_class: bool
     pixelated: bool
-    name: str  # of its file; empty where that was not kept
+    name: str  # of its file; empty if it was not kept
 
 
 def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
-    """A query and its neighbours, the most similar first, in each row; empty without a gallery."""
+    """Rows of a query and its neighbours, the most similar first; empty without a gallery."""
     if "gallery_query" not in data.arrays or not len(data.arrays["gallery_query"]):
         return []
     names = ("query", "neighbours", "query_label", "neighbour_label", "similarity")
@@ -56,7 +56,7 @@ def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
 
 
 def agreement(data: RunData) -> tuple[int, int]:
-    """How many neighbours in the gallery have the class of their query, and how many there are with a class."""
+    """How many neighbours in the gallery have the class of their query, and how many have a query with a class."""
     if "gallery_query" not in data.arrays:
         return 0, 0
     query = data.arrays["gallery_query_label"][:MAX_QUERIES, None]

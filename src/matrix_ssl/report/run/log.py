@@ -1,4 +1,4 @@
-"""The lines of metrics of a run as curves of bounded size: a file of millions of lines is read one line at a time."""
+"""A run's lines of metrics as curves of bounded size: a file of millions of lines is read one line at a time."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from matrix_ssl.config.untrusted import MOST_DIGITS, each_line, open_file, parse_json
 from matrix_ssl.report.figures import Curve
 
-MOST_POINTS = 2**14  # of a curve; where there are more values, each point stands for several
+MOST_POINTS = 2**14  # of a curve; if there are more values, each point stands for several
 MOST_SPECTRA = 2**7
 _PIECE = 2**11  # lines that are added to the curves together
 
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Alarm(NamedTuple):
-    """Alarms of one wording: the text of the last, their number, and the steps of the first and the last."""
+    """Alarms with the same wording: the text of the last, their number, and the steps of the first and the last."""
 
     text: str
     times: int
@@ -45,11 +45,11 @@ class Alarm(NamedTuple):
 
 
 class Log:
-    """What the page of a run shows of its lines, which are added in the order of their steps.
+    """What a run's page shows of its lines, which are added in the order of their steps.
 
     Attributes:
-        lines: how many there are.
-        last_step: of the last of them.
+        lines: the number of lines.
+        last_step: the step of the last line.
     """
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class Log:
         self._series: dict[str, Series] = {}
         self._missing: Counter[str] = Counter()  # values that are not finite
         self._alarms: dict[str, Alarm] = {}
-        self._spectra: list[tuple[int, Values]] = []  # of every so many
+        self._spectra: list[tuple[int, Values]] = []  # of every ``_every``-th line that has one
         self._newest_spectrum: tuple[int, Values] | None = None
         self._every, self._with_spectrum = 1, 0
         self._piece: list[Line] = []  # not yet in the series
 
     def add(self, line: Line) -> None:
-        """Takes the next line."""
+        """Adds the next line."""
         self.lines += 1
         self.last_step = line.step
         self._piece.append(line)
@@ -79,7 +79,7 @@ class Log:
             self._flush()
 
     def curve(self, key: str, label: str) -> Curve | None:
-        """The finite values logged under ``key``; None when there is none."""
+        """The finite values logged under ``key``; None if there are none."""
         self._flush()
         series = self._series.get(key)
         return None if series is None else series.curve(label, self._missing[key])
@@ -90,12 +90,12 @@ class Log:
         return self._names
 
     def finite_names(self) -> list[str]:
-        """Names of the quantities that have a finite value, in the order of their first."""
+        """Names of the quantities that have a finite value, in the order of their first one."""
         self._flush()
         return list(self._series)
 
     def spectra(self) -> list[tuple[int, Values]]:
-        """(step, descending eigenvalues) of every line with a spectrum, of evenly chosen ones where they are many."""
+        """(step, descending eigenvalues) of every line with a spectrum, or of evenly chosen ones if there are many."""
         newest = self._newest_spectrum
         if newest is None or self._spectra[-1][0] == newest[0]:
             return self._spectra
@@ -130,10 +130,10 @@ class Log:
 
 
 class Series:
-    """Finite values in the order of their steps, up to ``MOST_POINTS`` of them as they are.
+    """Finite values in the order of their steps; up to ``MOST_POINTS`` of them are kept as they are.
 
-    Beyond that every point stands for ``each`` values, a power of two: their mean, least and largest. The first and the
-    last value stay exact.
+    Beyond that, every point stands for ``each`` values, a power of two: their mean, smallest and largest. The first and
+    the last value stay exact.
     """
 
     def __init__(self) -> None:
@@ -189,14 +189,14 @@ class Series:
 
 
 def _together(steps: Steps, values: Values) -> tuple[Steps, Values, Values, Values]:
-    """Middle step, mean, least and largest value of each row of (p, k)."""
+    """Middle step, and mean, smallest and largest value of each row of (p, k)."""
     middle = steps[:, 0] + (steps[:, -1] - steps[:, 0]) // 2
     return middle, (values / values.shape[1]).sum(1), values.min(1), values.max(1)
 
 
 @dataclass
 class Reading:
-    """What was noticed while the lines were read."""
+    """The log, and what was noticed while its lines were read."""
 
     log: Log
     damaged: int = 0
@@ -205,10 +205,10 @@ class Reading:
 
 
 def read_log(path: Path) -> Reading:
-    """Reads ``metrics.jsonl``; OSError where that is impossible.
+    """Reads ``metrics.jsonl``; OSError if that is impossible.
 
-    A resumed run may repeat steps: the later line counts. Then the lines are read again, in the order of their steps;
-    else once. Beside the curves a line takes 16 bytes of memory, and less than 100 where lines are read again.
+    A resumed run may repeat steps, in which case the later line counts and the lines are read a second time, in the
+    order of their steps. In addition to the curves, a line takes 16 bytes of memory, or less than 100 when read again.
     """
     reading, steps, places, place, is_ascending = Reading(Log()), array("q"), array("q"), 0, True
     for number, raw in enumerate(each_line(path), 1):
@@ -234,7 +234,7 @@ def read_log(path: Path) -> Reading:
 
 
 def _in_order(path: Path, steps: Steps, places: Steps) -> Iterator[Line]:
-    """The last line of every step, by steps, from the places where lines begin."""
+    """The last line of every step, ordered by step, given the places where lines begin."""
     order = np.argsort(steps, kind="stable")
     is_last = np.append(np.diff(steps[order]) > 0, True)
     with open_file(path) as file, BufferedReader(file) as lines:
@@ -246,7 +246,7 @@ def _in_order(path: Path, steps: Steps, places: Steps) -> Iterator[Line]:
 
 
 def parse_line(raw: bytes) -> Line | None:
-    """A line of ``metrics.jsonl``; None where it is damaged."""
+    """A line of ``metrics.jsonl``; None if it is damaged."""
     try:
         line = parse_json(raw, digits=MOST_DIGITS)
     except ValueError:
@@ -264,7 +264,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _number(value: Any) -> float:
-    """The value if it is a finite number of JSON (a Boolean is none), else NaN."""
+    """The value if it is a finite JSON number (not a Boolean), else NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         return math.nan
     return float(value)

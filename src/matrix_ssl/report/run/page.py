@@ -1,4 +1,4 @@
-"""The page about a run: ``report.html``, a single file that needs no network and no script."""
+"""The page of a run: ``report.html``, a single file that needs no network or script."""
 
 import re
 import shlex
@@ -47,7 +47,7 @@ DRAWN = (
 
 
 def write_report(run: Path) -> Path:
-    """Writes ``report.html`` into a run folder from the files that are there; the same files give the same bytes."""
+    """Writes ``report.html`` into a run folder from the files present there; the same files give the same bytes."""
     data = read_run(run)
     form = " --format torchvision" if re.fullmatch(r"(?!tiny_)\w+", data.config.network.encoder) else ""
     commands = {name: command.format(run=shlex.quote(data.name), form=form) for name, command in COMMANDS.items()}
@@ -83,7 +83,7 @@ def write_report(run: Path) -> Path:
 
 
 def verdict(data: RunData) -> str:
-    """Sentences with the numbers that matter most: the measure that gains least over the baselines, and the best."""
+    """Sentences with the most important numbers: the measure that gains least over the baselines, and the best one."""
     own = [result for evaluation in data.evaluations if evaluation.is_own for result in evaluation.results]
     if text := accuracy_verdict(own):
         return text
@@ -99,9 +99,10 @@ def verdict(data: RunData) -> str:
 
 
 def _without_repeats(table: ResultTable, data: RunData) -> ResultTable:
-    """A table without columns that say in every row what is said already, which a sentence says once below.
+    """A table without redundant columns, each of which is replaced by a sentence below.
 
-    These are one number of labelled images, and means of the classes that are the accuracies, as of equal classes.
+    They are the labelled images if there is only one number of them, and the class means if they equal the accuracies,
+    as for classes of equal size.
     """
     if table.columns[-1] != LABELLED:
         return table
@@ -120,7 +121,7 @@ def _without_repeats(table: ResultTable, data: RunData) -> ResultTable:
 
 
 def _few(data: RunData) -> list[Note]:
-    """A note where so few images or steps cannot teach an encoder much."""
+    """A note if there are too few images or steps to teach an encoder much."""
     images, steps = data.summary.data.images, data.summary.steps
     if not data.summary.finished or data.summary.imported or not images or not steps:
         return []
@@ -147,7 +148,7 @@ def _classes(run: Path, data: RunData) -> ByClass | None:
 
 
 def _explored(run: Path) -> list[tuple[str, str]]:
-    """The pages of ``explore`` in folders of the run: the name of each folder, and its address relative to the run."""
+    """The pages of ``explore`` in folders of the run: each folder's name, and its address relative to the run."""
     folders = sorted(path.parent.name for path in run.glob("*/explore.json") if (path.parent / "index.html").is_file())
     return [(printable(name), f"{quote(name, errors='surrogateescape')}/index.html") for name in folders]
 
@@ -277,7 +278,7 @@ def _curves(data: RunData, **labels: str) -> list[Curve]:
 
 
 def _logarithm(curve: Curve) -> Curve:
-    """The entropies of effective ranks."""
+    """The entropies for effective ranks."""
     y, low, high = (None if v is None else np.log(np.maximum(v, 1)) for v in (curve.y, curve.low, curve.high))
     assert y is not None
     return replace(curve, y=y, low=low, high=high)

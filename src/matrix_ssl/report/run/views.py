@@ -1,4 +1,4 @@
-"""The strip of views: a few images of the first step, each with the first two views that the encoder saw of it."""
+"""The strip of views: a few images from the first step, each with the first two views of it that the encoder saw."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from matrix_ssl.report.run.gallery import image_uri
 from matrix_ssl.runs.folder import VIEWS, identity
 from matrix_ssl.runs.terminal import printable
 
-_CHANGES = {  # what the strength or probability of a change switches on
+_CHANGES = {  # what the strength or probability of an augmentation switches on
     "flip": "mirrored", "quarter_turns": "turned by right angles", "rotation": "rotated", "zoom": "zoomed",
     "shear": "sheared", "translation": "shifted", "elastic": "bent",
     "jitter": "changed in brightness, contrast or colour",
@@ -39,7 +39,7 @@ class Strip(NamedTuple):
 
 
 def strip(run: Path, config: RunConfig) -> Strip | None:
-    """What ``views.npz`` of a run holds; None where there is none, or one of a different run or damaged."""
+    """The contents of a run's ``views.npz``; None if it is missing, damaged or from a different run."""
     path = run / VIEWS
     try:
         arrays = read_arrays(path) if path.is_file() else {}
@@ -82,7 +82,7 @@ def _caption(config: RunConfig) -> str:
 
 
 def describe(view: ViewConfig, *, colours: bool) -> str:
-    """How a view is made, in words; ``colours``: images have three channels, without which some changes are off."""
+    """How a view is made, in words; ``colours``: whether images have three channels, as some augmentations require."""
     named = [(words, getattr(view, name)) for name, words in _CHANGES.items() if colours or name not in _COLOUR_ONLY]
     low, high = (f"{100 * part:.3g}" for part in view.crop_scale)
     crop = "the whole image" if view.crop_scale == (1.0, 1.0) else f"a crop of {low} to {high}% of the image"

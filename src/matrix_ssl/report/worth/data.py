@@ -39,7 +39,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of one arm with one number of labels, in [0, 1]: mean over seeds and test images, and its interval."""
+    """The accuracy of one arm with one number of labels, in [0, 1]: mean over seeds and test images, and interval."""
 
     mean: Number
     low: Number
@@ -49,7 +49,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Arm:
-    """A network and its use; costs in seconds, of every seed that has ended."""
+    """A network and its use; costs in seconds, for every seed that has ended."""
 
     network: Text
     use: Text
@@ -64,7 +64,7 @@ class Arm:
 
     @property
     def errors(self) -> list[str]:
-        """Why trainings of this arm failed; those without labels count for the frozen one."""
+        """Why training runs of this arm failed; those without labels are attributed to the frozen arm."""
         own = self.pretraining if self.use == "frozen" else ()
         tuning = [cost for facts in self.evaluation for cost in facts.get("tuning", {}).values()]
         return [str(cost["error"]) for cost in (*own, *tuning) if "error" in cost]
@@ -126,13 +126,13 @@ class Results:
     environment: Mapping[Text, Any] = field(default_factory=dict)
 
     def label(self, arm: Arm) -> str:
-        """The name of an arm; that of the public encoder with its size, where it is used at two."""
+        """The name of an arm; the public encoder's includes its size if it is used at two."""
         sized = self.own_size_differs and arm.use == "frozen" and arm.network in ("public", "public_small")
         return _NAMES[arm.key] + (f" {arm.image_size} px" if sized else "")
 
     @property
     def own_size_differs(self) -> bool:
-        """Whether the public encoder is used at the size of its own training and at that of the images here."""
+        """Whether the public encoder is used at the size of its own training and also at that of the images here."""
         return any(arm.network == "public_small" for arm in self.arms)
 
     @cached_property
@@ -140,7 +140,7 @@ class Results:
         return {arm.key: arm for arm in self.arms}
 
     def difference(self, a: str, b: str) -> dict[str, Estimate]:
-        """Arm a minus arm b by the text of the number of labels; empty where nothing is common."""
+        """Arm a minus arm b by the text of the number of labels; empty if they have nothing in common."""
         texts, estimates = {one.key: one.text for one in self.budgets}, {}
         for row in self.differences:
             if {row.a, row.b} == {a, b}:
@@ -150,7 +150,7 @@ class Results:
 
 
 def read_worth(out: Path) -> Results:
-    """The results in a folder; raises RunFolderError where ``worth.json`` is missing or damaged."""
+    """The results in a folder; raises RunFolderError if ``worth.json`` is missing or damaged."""
     path = out / RESULTS
     try:
         return parse(Results, parse_json(read_file(path), digits=MOST_DIGITS), path, remedy=_REMEDY)

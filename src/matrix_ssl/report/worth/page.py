@@ -1,4 +1,4 @@
-"""The page ``worth.html``, a single file that needs no network and no script, and the same for a terminal."""
+"""The page ``worth.html``, a single file that needs no network or script, and its version for a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from matrix_ssl.report.worth.data import Arm, Results, read_worth
 from matrix_ssl.report.worth.words import interval, notes, points, reading, sentence
 
 PAGE = "worth.html"
-PAIRS = (  # a minus b, the questions that a user has
+PAIRS = (  # a minus b, for the questions that a user has
     ("adapted_frozen", "public_frozen"), ("adapted_frozen", "public_small_frozen"), ("scratch_frozen", "public_frozen"),
     ("adapted_frozen", "scratch_frozen"), ("scratch_frozen", "random_frozen"), ("public_tuned", "random_tuned"),
     ("adapted_tuned", "public_tuned"), ("scratch_tuned", "random_tuned"), ("public_tuned", "public_frozen"),
@@ -34,7 +34,7 @@ Row = tuple[str, str, list[Cell]]
 
 
 def write_worth(out: Path) -> Path:
-    """Writes ``worth.html`` beside ``worth.json``, also while trainings are missing."""
+    """Writes ``worth.html`` next to ``worth.json``, even while training runs are missing."""
     r = read_worth(out)
     values = {
         "title": "Worth it? – matrix-ssl",
@@ -104,7 +104,7 @@ def differences(r: Results) -> list[Row]:
 
 
 def costs(r: Results) -> list[Row]:
-    """A row for every arm: minutes of the parts of one seed."""
+    """A row for every arm: minutes for the parts of one seed."""
     rows = []
     for arm in (arm for arm in r.arms if arm.accuracy):
         evaluation = arm.evaluation
@@ -184,7 +184,7 @@ def _facts(r: Results) -> list[tuple[str, str]]:
 
 
 def _curves(r: Results, use: str) -> Figurine | None:
-    """Accuracy against labels, a line an arm."""
+    """Accuracy against labels, one line per arm."""
     curves = [curve for place, arm in enumerate(r.arms) if arm.use == use and (curve := _curve(r, arm, place))]
     title = {"frozen": "Linear classifiers on frozen features", "tuned": "Whole networks trained with labels"}[use]
     return stacked(

@@ -1,4 +1,4 @@
-"""What the numbers support, in one sentence: no claim where an interval includes 0."""
+"""What the numbers support, in one sentence: no claim is made if an interval includes 0."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Question(NamedTuple):
     a: str
     b: str
     subject: str
-    gains: tuple[str, str]  # what a does with {} points, and the word before b
+    gains: tuple[str, str]  # what a does, with {} points, and the preposition before b
     loses: tuple[str, str]
     other: str
 
@@ -25,7 +25,7 @@ _GAINS, _LOSES, _STAYS = ("gains {}", "over"), ("loses {}", "against"), ("stays 
 
 
 def questions(r: Results) -> list[Question]:
-    """What is asked of the results: a public encoder that was used at two sizes is named with them."""
+    """The questions to the results; a public encoder that was used at two sizes is named with its size."""
     own, same = (f" at {size} pixels" if r.own_size_differs else "" for size in (r.public.image_size, r.image_size))
     adapting = f"adapting the public encoder{same}"
     return [
@@ -43,7 +43,7 @@ def sentence(results: Results) -> str:
 
 
 def clause(question: Question, by: By) -> str:
-    """What the paired differences of two ways support, without a capital letter and a full stop.
+    """What the paired differences of two ways support, without an initial capital or a full stop.
 
     Args:
         by: a minus b by number of labels, in words.
@@ -61,7 +61,7 @@ def clause(question: Question, by: By) -> str:
 
 
 def _claim(subject: str, words: tuple[str, str], side: By, by: By, other: str) -> str:
-    """A gain or a loss, where it is, and how large it is at most."""
+    """A gain or a loss, where it occurs, and how large it is at most."""
     verb = f"{words[0]} {words[1]} {other}"
     largest = max(side, key=lambda text: abs(side[text].mean))
     size = _points(side[largest])
@@ -118,7 +118,7 @@ def capitalised(text: str) -> str:
 
 
 def _points(one: Estimate) -> str:
-    """The size of a difference and its interval, both positive where it is a gain or a loss."""
+    """The size of a difference and its interval, without the sign of a loss."""
     flipped = one if one.mean >= 0 else Estimate(-one.mean, -one.high, -one.low)
     return f"{points(flipped.mean)} points {interval(flipped)}"
 
