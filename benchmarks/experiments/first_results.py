@@ -129,7 +129,7 @@ def networks(result: ProtocolResult) -> dict[str, dict[str, Any]]:
 def write_tables(rows: list[Row], root: Path) -> None:
     """Fills README.md and docs/results.md."""
     measured = [case for case in CASES if any(row["case"] == case.name for row in rows)]
-    head = ["Images", "Command", "1 label a class", "Linear", "20-NN", "Raw pixels, linear", "Untrained, linear",
+    head = ["Images", "Command", "1 label per class", "Linear", "20-NN", "Raw pixels, linear", "Untrained, linear",
             "CPU time"]  # fmt: skip
     lines = []
     for case in measured:
@@ -154,9 +154,9 @@ def typed(case: Case) -> str:
 
 
 def cell(rows: list[Row], case: Case, network: str, key: str) -> str:
-    """Mean ± standard deviation over the seeds in per cent; what no seed changes has no deviation."""
+    """Mean ± standard deviation over the seeds in per cent, without a deviation that would be shown as zero."""
     found = summarise([row["accuracy"][network][key] for row in rows if row["case"] == case.name])
-    deviation = f" ± {100 * found['sd']:.1f}" if found["sd"] else ""
+    deviation = f" ± {100 * found['sd']:.1f}" if found["sd"] and found["sd"] >= 0.0005 else ""
     return f"{100 * found['mean']:.1f}{deviation}"
 
 

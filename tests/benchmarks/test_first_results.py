@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.experiments import first_results
+from benchmarks.harness import RESULTS, ROOT
+from matrix_ssl.runs.files import read_json
 
 
 def test_files_of_the_shard_are_its_bytes_and_one_is_no_image(tmp_path: Path) -> None:
@@ -69,3 +71,13 @@ def test_tables_have_mean_and_deviation_of_the_seeds(tmp_path: Path) -> None:
     assert "| The same with the paper's method | the same with `--method matrix_ssl` | 40.0 |" in readme
     assert page.count("| this encoder |") == 2 and page.count("| raw pixels | 50.0 |") == 2
     assert "| with `--method matrix_ssl` | 40.0 |" in page.partition("<!-- photos:begin -->")[2]
+
+
+def test_pages_show_the_rows_that_were_measured(tmp_path: Path) -> None:
+    measured = read_json(RESULTS / first_results.RESULT)["rows"]
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/results.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), "utf-8")
+    first_results.write_tables(measured, tmp_path)
+    for name in ("README.md", "docs/results.md"):
+        assert (tmp_path / name).read_text("utf-8") == (ROOT / name).read_text("utf-8")
