@@ -24,7 +24,7 @@ def read_array(content: bytes, where: str, *, channels: int) -> NDArray[Any]:
     """The numbers of a .npy file, (h, w, c) in this machine's byte order.
 
     The channel axis is recognised by its size, if only one of the first and the last axis has that size: ``channels``;
-    1 or 3, as for colours, if that is 0; or at most 16 if it is -1.
+    1 or 3, as for colours, if that is 0 and one end has such a size; or else at most 16.
 
     Raises:
         UnreadableImage: at ``where``, the file is damaged, holds no real numbers, or has a shape that is not an image

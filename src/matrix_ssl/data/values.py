@@ -106,7 +106,7 @@ def read_values(
     Args:
         page: the page or frame to read.
         together: read all pages as the channels of one image instead.
-        channels: how many an array has, if its shape leaves that open; 0: 1 or 3; -1: unknown.
+        channels: how many an array has, if its shape leaves that open; 0: preferably 1 or 3; -1: unknown.
         windowed: DICOM only: apply the window of the file, and return its grey levels in [0, 1].
 
     Raises:

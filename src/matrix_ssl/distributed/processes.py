@@ -25,7 +25,8 @@ def start(device_type: str) -> bool:
 
     Raises:
         ConfigError: the machine has fewer GPUs than processes started on it, or a variable set by ``torchrun`` is
-            missing.
+            missing or not a number in its range.
+        TrainingError: the processes do not meet in time.
     """
     if not _is_launched() or dist.is_initialized():
         return False

@@ -105,7 +105,7 @@ class MatrixTrainer(Trainer):
 
         Raises:
             ConfigError: the forward returns no logits, or it returns an auxiliary loss of experts.
-            DataError: labels are missing or already shifted.
+            DataError: labels are missing, already shifted, or beyond the rows of the head.
             NotFiniteError: the cross-entropy is NaN or infinite; detected here on the CPU, elsewhere in the log.
         """
         labels = inputs.get("labels")

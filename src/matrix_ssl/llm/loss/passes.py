@@ -66,7 +66,7 @@ def one_pass(
 
 
 def uses_kernels(z: Tensor, objective: Objective) -> bool:
-    """Whether the closed form of logits (n, vocabulary) is computed by Triton kernels, which run on NVIDIA GPUs."""
+    """Whether the closed form of logits (n, vocabulary) is computed by Triton kernels, which run on CUDA devices."""
     return z.is_cuda and z.dtype == torch.float32 and objective.form == "closed" and _HAS_TRITON
 
 
