@@ -132,12 +132,12 @@ class Gathered:
     def _paths_now(self) -> list[str]:
         """The paths of a feature file's images, with the dataset's current paths for images that have been moved."""
         source, found = self._located
-        moved = {
-            row: place
-            for row, (path, index) in enumerate(zip(self.embedding.paths, found, strict=True))
-            if index >= 0 and Path(place := source.where(index)).absolute() != Path(path).absolute()
-        }
-        return [moved.get(row, path) for row, path in enumerate(self.embedding.paths)]
+        pairs = zip(self.embedding.paths, found, strict=True)
+        places = [path if index < 0 else source.where(index) for path, index in pairs]
+        return [
+            path if Path(path).absolute() == Path(place).absolute() else place
+            for path, place in zip(self.embedding.paths, places, strict=True)
+        ]
 
     def _unchanged(self, source: Source) -> Source:
         """Returns the images; DataError if one of a sample has changed since its features were computed."""

@@ -40,7 +40,7 @@ def check_fits(comparison: ComparisonRun, earlier: Path) -> None:
     Args:
         comparison: after ``open_data``; if it has all of its trials, nothing is taken.
     """
-    if is_complete(comparison):
+    if all(len(comparison.tried(method)) == comparison.trials for method in comparison.plan.methods):
         return
     before, images = read_object(earlier / PLAN), read_object(earlier / RESULTS, "data")["data"]
     different = configuration.changes(before, comparison.plan.describe(), but=[*MAY_CHANGE, *_OF_RUNS])
@@ -58,7 +58,7 @@ def adopt(comparison: ComparisonRun, earlier: Path) -> int:
     Trials that the earlier one has not made remain to be run.
     """
     plan = comparison.plan
-    for method in () if is_complete(comparison) else plan.methods:
+    for method in plan.methods:
         while len(tried := comparison.tried(method)) < comparison.trials:
             jobs = with_seeds(plan, comparison.next_trial(method, tried))
             if any(schedule.read_result(earlier, job) is None for job in jobs):
@@ -68,8 +68,3 @@ def adopt(comparison: ComparisonRun, earlier: Path) -> int:
                 for name in (JOB, RESULT):  # in this order, so that there is no result without its job
                     write_json(comparison.out / job.folder / name, read_object(earlier / job.folder / name))
     return sum(len(comparison.tried(method)) for method in plan.methods) * plan.trial_seeds
-
-
-def is_complete(comparison: ComparisonRun) -> bool:
-    """Whether a comparison has all of its trials."""
-    return all(len(comparison.tried(method)) == comparison.trials for method in comparison.plan.methods)
