@@ -1,8 +1,10 @@
-"""What every benchmark shares: the command line, variants that take turns, and a result with its environment."""
+"""What every benchmark shares: the command line, variants that take turns, and a result that says how it was made."""
 
 import argparse
 import os
 import random
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,19 +35,36 @@ def command_line(description: str | None, result: str) -> argparse.ArgumentParse
     return parser
 
 
+def command() -> str:
+    """The command line of this program, as typed in the root of the repository; of absolute paths the last part."""
+    program = Path(sys.argv[0])
+    if program.is_relative_to(ROOT):
+        launch = ["python", "-m", ".".join(program.relative_to(ROOT).with_suffix("").parts)]
+    else:
+        launch = ["python", program.name]
+    return shlex.join([*launch, *map(without_folders, sys.argv[1:])])
+
+
+def without_folders(word: str) -> str:
+    """A word of a command with the last part of an absolute path in its place: folders of one machine say nothing."""
+    start, equals, value = word.rpartition("=")
+    return f"{start}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+
+
 def save(
     path: Path, content: Mapping[str, Any], *, processes: int = 1, versions: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a result measured on one CPU thread per process, with its environment and the load of the machine."""
+    """Writes a result measured on one CPU thread per process, with its command, environment and the machine's load."""
     where = environment(device="cpu", device_name="cpu", threads=1, processes=processes)
     path.parent.mkdir(parents=True, exist_ok=True)
     load = [round(value, 1) for value in os.getloadavg()]
-    write_json(path, {"load_average": load, **content, "environment": {**where, **(versions or {})}})
+    head = {"command": command(), "load_average": load}
+    write_json(path, {**head, **content, "environment": {**where, **(versions or {})}})
     Console().print(f"written: {path}", markup=False)
 
 
-def resume(path: Path) -> dict[str, Any]:
-    """What an earlier call of the same commit has saved, to go on from; empty where there is none."""
+def resume(path: Path, head: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What an earlier call has saved, to go on from; empty where there is none. Ends if its commit or head differs."""
     if not path.exists():
         return {}
     content: dict[str, Any] = read_json(path)
@@ -54,6 +73,11 @@ def resume(path: Path) -> dict[str, Any]:
         raise SystemExit(
             f"{path}: measured at commit {then}, and this is {now['commit']}. Remove it or use that commit."
         )
+    for name, value in (head or {}).items():
+        if content[name] != value:
+            raise SystemExit(
+                f"{path}: measured with {name} {content[name]}, and this is {value}. Choose a different --out."
+            )
     return content
 
 

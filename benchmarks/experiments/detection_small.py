@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import command
 from matrix_ssl.api.pretraining import train
 from matrix_ssl.config import override
 from matrix_ssl.errors import ConfigError
@@ -59,9 +60,9 @@ def main() -> None:
     content = describe(arguments)
     if place.exists():
         earlier = read_json(place)
-        if {k: v for k, v in earlier.items() if k != "rows"} != {k: v for k, v in content.items() if k != "rows"}:
+        if any(earlier[key] != content[key] for key in ("detection", "pretraining")):
             raise ConfigError(f"{place} was begun with different settings; choose a different --state.")
-        content = earlier
+        content["rows"] = earlier["rows"]
     arms = [("random", "")] + [(recipe, method) for recipe in arguments.recipes for method in arguments.methods]
     for seed in range(arguments.seeds):
         for recipe, method in arms:
@@ -78,7 +79,9 @@ def main() -> None:
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that all rows share, and no rows yet."""
     settings = dataclasses.asdict(override(DetectionSettings(), [*DETECTION, *arguments.detect_set]))
-    value: dict[str, Any] = json.loads(json.dumps({"detection": settings, "pretraining": arguments.set, "rows": []}))
+    value: dict[str, Any] = json.loads(
+        json.dumps({"command": command(), "detection": settings, "pretraining": arguments.set, "rows": []})
+    )
     return value
 
 

@@ -30,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import harness
 from benchmarks.experiments.sweep import measure_encoder
 from matrix_ssl import config
 from matrix_ssl.config import RunConfig
@@ -173,7 +174,7 @@ class Comparison:
 
     def save(self, pieces: dict[str, list[dict[str, str]]]) -> None:
         """Writes rows and the digests of the pieces, and then removes pieces that these do not name."""
-        self.content["pieces"] = pieces
+        self.content |= {"command": harness.command(), "pieces": pieces}
         write_json(self.state / STATE, self.content)
         kept = {piece["file"] for listed in pieces.values() for piece in listed}
         for path in (self.state / PIECES).glob("*"):

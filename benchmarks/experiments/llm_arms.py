@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.experiments import llm_problems
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, command
 from benchmarks.pages.llm_arms_page import PLAIN, chosen_rates, publish, section, summarise_arms
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.llm import MatrixCrossEntropyTerms, Objective, matrix_cross_entropy_terms
@@ -104,7 +104,7 @@ def main() -> None:
     share(experiment.settings.tuning_seeds, experiment.folder, experiment.tune)
     share(experiment.settings.seeds, experiment.folder, experiment.report)
     result = experiment.result()
-    write_json((experiment.work if quick else RESULTS) / RESULT, result)
+    write_json((experiment.work if quick else RESULTS) / RESULT, {"command": command(), **result})
     if not quick:
         publish(result, ROOT / "docs" / "results" / "llm-arms.md")
     Console().print(Markdown(section(result)))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.experiments.llm_arms import ARMS, ROOT, Arm, open_experiment, share
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, command
 from benchmarks.pages.llm_arms_page import PLAIN, TITLES, signed, spread
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.evaluate.probes.accuracy import summarise
@@ -54,6 +54,7 @@ def main() -> None:
     share(seeds, experiment.folder, explore)
     cases = itertools.product(seeds, (*BESIDE, *VARIANTS), rates)
     result = {
+        "command": command(),
         "objectives": {name: dataclasses.asdict(objective) for name, objective in VARIANTS.items()},
         "environment": experiment.environment,
         "rows": [read_json(experiment.path(*case)) for case in cases],

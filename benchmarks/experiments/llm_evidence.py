@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.experiments.llm_arms import claim
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, command
 from benchmarks.pages.llm_evidence_page import NEAR, WEIGHTS, summarise_positions
 from matrix_ssl.data.hub import quiet_transformers
 from matrix_ssl.errors import DataError
@@ -95,6 +95,7 @@ def main() -> None:
     ranks = counts.argsort(descending=True, stable=True).argsort()
     versions = {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers")}
     result = {
+        "command": command(),
         "model": Path(arguments.model).name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(model.lm_head.weight),

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.experiments.llm_arms import claim
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, command
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.data.hub import quiet_transformers
 from matrix_ssl.errors import DataError
@@ -83,7 +83,7 @@ def main() -> None:
     work = arguments.work or ROOT / "runs" / f"llm_gsm8k{'_quick' * arguments.quick}"
     with quiet_transformers():
         result = chain(settings, *gsm8k(settings), work)
-    write_json((work if arguments.quick else RESULTS) / RESULT, result)
+    write_json((work if arguments.quick else RESULTS) / RESULT, {"command": command(), **result})
     if not arguments.quick:
         fill(ROOT / "docs" / "results" / "llm-arms.md", "gsm8k", section(result))
     Console().print(Markdown(section(result)))

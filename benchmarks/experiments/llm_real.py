@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks import harness
 from benchmarks.experiments.llm_arms import claim
 from benchmarks.experiments.llm_evidence import HELD_OUT, without_notes
-from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.llm_real_page import ARMS, PLAIN, chosen_rates, complete_seeds
 from matrix_ssl.cli import main as cli
 from matrix_ssl.errors import DataError
@@ -82,12 +82,12 @@ def main() -> None:
     if not arguments.quick and arguments.model is None:
         parser.error("--model is required without --quick.")
     torch.set_num_threads(1)
-    work = arguments.work or ROOT / "runs" / f"llm_real{'_quick' * arguments.quick}"
+    work = arguments.work or harness.ROOT / "runs" / f"llm_real{'_quick' * arguments.quick}"
     settings = QUICK if arguments.quick else Settings()
     experiment = Experiment(settings, arguments.model or work / "tiny", work)
     if arguments.quick:
         experiment.make_tiny_model()
-    experiment.run(arguments.out or (work if arguments.quick else RESULTS) / "llm_real.json")
+    experiment.run(arguments.out or (work if arguments.quick else harness.RESULTS) / "llm_real.json")
 
 
 class Experiment:
@@ -188,9 +188,9 @@ class Experiment:
         """Writes everything that is complete so far."""
         results = complete_seeds(self.rows("result"))
         write_json(out, {
-            "settings": dataclasses.asdict(self.settings), "model": self.model.name, "objectives": SETTINGS,
-            "data_sha256": self.sha256, "problems": self.counts, "base": base, "trials": self.rows("trial"),
-            "rows": results,
+            "command": harness.command(), "settings": dataclasses.asdict(self.settings), "model": self.model.name,
+            "objectives": SETTINGS, "data_sha256": self.sha256, "problems": self.counts, "base": base,
+            "trials": self.rows("trial"), "rows": results,
         })  # fmt: skip
         Console().print(f"written: {out}, {len({row['seed'] for row in results})} seeds", markup=False)
 

@@ -20,7 +20,6 @@ without any training. These arms decided the defaults of a training that starts 
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.harness import command, resume
 from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source, split_source
@@ -79,14 +79,15 @@ def main(words: Sequence[str] | None = None) -> None:
         base = config.override(base, [f"data.source={arguments.data}"])
     source = choose_subset(source, arguments.images, seed=SPLIT_SEED)
     learn, judge = split_source(source, HELD_OUT, SPLIT_SEED)
-    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    head = describe(arguments)
+    rows: list[dict[str, Any]] = resume(arguments.out, head).get("rows", [])
     if arguments.reference:
         base = config.override(base, [f"start.reference={arguments.reference}"])
         if not any(row["arm"] == START for row in rows):
             rows.append(
                 {"arm": START, "seed": 0, **measure_start(base, arguments.set, learn, judge, arguments.protocol)}
             )
-            write(arguments.out, arguments, rows)
+            write(arguments, head, rows)
     for seed in arguments.seeds:  # seeds outside: every arm gets its first seed before any gets its second
         for arm in arguments.arm:
             name, _, settings = (part.strip() for part in arm.partition(":"))
@@ -95,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
             run_config, tensors = begin(base, [*arguments.set, *settings.split(), f"seed={seed}"])
             row = run_once(run_config, learn, judge, arguments.protocol, start=tensors)
             rows.append({"arm": name, "settings": settings, "seed": seed, **row})
-            write(arguments.out, arguments, rows)
+            write(arguments, head, rows)
     show(rows)
 
 
@@ -174,14 +175,9 @@ def measure_encoder(
     return {key: value["mean"] for key, value in found.items()}
 
 
-def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Writes all rows with the environment that produced them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    device = devices.choose_device("auto")
-    environment = run_environment.environment(
-        device=device.type, device_name=devices.device_name(device), threads=arguments.threads, processes=1
-    )
-    head = {
+def describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all arms have in common."""
+    return {
         "recipe": arguments.recipe,
         "method": arguments.method,
         "from": arguments.reference,
@@ -190,7 +186,16 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
         "held_out": HELD_OUT,
         "split_seed": SPLIT_SEED,
     }
-    write_json(path, {**head, "environment": environment, "rows": rows})
+
+
+def write(arguments: argparse.Namespace, head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes all rows with the environment that produced them."""
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    device = devices.choose_device("auto")
+    environment = run_environment.environment(
+        device=device.type, device_name=devices.device_name(device), threads=arguments.threads, processes=1
+    )
+    write_json(arguments.out, {"command": command(), **head, "environment": environment, "rows": rows})
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,6 @@ fine-tuning begins with. A row that is already in the output is not computed aga
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.harness import command, resume
 from matrix_ssl.compare.worth.plan import TuningSettings
 from matrix_ssl.config import DataConfig, ViewConfig
 from matrix_ssl.data import Source, open_source
@@ -76,7 +76,11 @@ def main() -> None:
     images = open_source(arguments.data, split="train", data_root=arguments.data_root)
     images = choose_subset(images, max(arguments.labelled) + arguments.judge, seed=0)
     learn, judge = split_source(images, arguments.judge / len(images), 0)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    head = {
+        "from": Path(arguments.reference).name, "data": arguments.data, "image_size": arguments.image_size,
+        "judge": arguments.judge, "batch_size": arguments.batch_size,
+    }  # fmt: skip
+    rows = resume(arguments.out, head).get("rows", [])
     for count in arguments.labelled:
         labelled = choose_subset(learn, count, seed=arguments.seed)
         for way in ["public:linear:0,0", "random:linear:0,0", *arguments.way]:
@@ -98,7 +102,7 @@ def main() -> None:
                 row = train(starts[start], width, labelled, judge, data, dataclasses.replace(one, **changes))
             rows.append(key | row | {"cpu_seconds": round(time.process_time() - begun, 1)})
             print(rows[-1], flush=True)
-            write(arguments, rows)
+            write(arguments.out, head, rows)
 
 
 def linear(encoder: nn.Module, labelled: Source, judge: Source, data: DataConfig) -> dict[str, Any]:
@@ -138,16 +142,12 @@ def train(
     return {"accuracy": accuracies["anew"], "running": accuracies["running"], "train": tuned.fitted.train_accuracy}
 
 
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Writes all rows with the environment that produced them."""
-    head = {
-        "from": Path(arguments.reference).name, "data": arguments.data, "image_size": arguments.image_size,
-        "judge": arguments.judge, "batch_size": arguments.batch_size,
-    }  # fmt: skip
     environment = run_environment.environment(
         device=CPU.type, device_name=devices.device_name(CPU), threads=1, processes=1
     )
-    write_json(arguments.out, {**head, "environment": environment, "rows": rows})
+    write_json(path, {"command": command(), **head, "environment": environment, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ stands around the markers of the page stays.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, without_folders
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.comparison.data import RESULTS as COMPARISON
 from matrix_ssl.report.comparison.data import parse_comparison
@@ -39,7 +40,8 @@ def main() -> None:
 
 
 def shortened(results: dict[str, Any]) -> dict[str, Any]:
-    """Without the points of curves between the measured ones, and with seven digits."""
+    """Without folders in the command and the points of curves between the measured ones, and with seven digits."""
+    results["command"] = shlex.join(map(without_folders, shlex.split(results["command"])))
     for row in results["rows"]:
         if "curve" in row:
             row["curve"] = [point for point in row["curve"] if CURVE in point]

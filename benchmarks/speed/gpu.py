@@ -27,7 +27,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, spread
+from benchmarks.harness import RESULTS, command, spread
 from benchmarks.speed import loops
 from benchmarks.speed.loops import Case, Steps
 from matrix_ssl import config
@@ -194,7 +194,9 @@ def main() -> None:
     parts["views"] = lambda: measure_views(clock, cases)
     parts["language head"] = lambda: measure_head(clock, (50, 8, 12) if arguments.quick else HEAD)
     started = time.monotonic()
-    content: dict[str, Any] = {"rows": {}, "not_begun": [], "environment": devices.environment(device)}
+    content: dict[str, Any] = {
+        "command": command(), "rows": {}, "not_begun": [], "environment": devices.environment(device)
+    }  # fmt: skip
     for name, part in parts.items():
         if time.monotonic() - started > arguments.seconds:
             content["not_begun"].append(name)

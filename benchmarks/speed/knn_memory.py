@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, command
 from matrix_ssl.evaluate.probes.knn import nearest, vote
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.files import write_json
@@ -64,6 +64,7 @@ def main() -> None:
         over.set()
         watcher.join()
     result = {
+        "command": command(),
         "train": options.train, "test": options.test, "features": options.features, "k": options.k,
         "searched": options.searched,
         "mib_before": round(before), "mib_peak": round(peak[0]), "file_mib": round(mapped.nbytes / 2**20),

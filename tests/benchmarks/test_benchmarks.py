@@ -168,6 +168,11 @@ class TestScripts:
             run("pages.publish", out, "digits", "Nine methods on handwritten digits", *where)
         assert (tmp_path / "digits.md").read_text("utf-8") == (ROOT / "docs/results/digits.md").read_text("utf-8")
         assert (tmp_path / "compare_digits.json").read_bytes() == (RESULTS / "compare_digits.json").read_bytes()
+        content = json.loads((out / "compare.json").read_text())
+        content["command"] += f" --data-root {tmp_path}/images"
+        (out / "compare.json").write_text(json.dumps(content))
+        run("pages.publish", out, "digits", "Nine methods on handwritten digits", *where)
+        assert "--out runs/digits --data-root images`" in (tmp_path / "digits.md").read_text("utf-8")
 
     def test_publish_chain(self, tmp_path):
         bundle = json.loads((RESULTS / "chain.json").read_text())

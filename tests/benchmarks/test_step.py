@@ -70,6 +70,25 @@ def test_a_file_of_a_different_commit_is_not_gone_on_with(tmp_path: Path, monkey
         harness.resume(path)
 
 
+def test_a_file_of_different_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    harness.save(path, {"images": 10, "rows": [1]})
+    assert harness.resume(path, {"images": 10})["rows"] == [1]
+    with pytest.raises(SystemExit, match=r"out\.json: measured with images 10, and this is 20\."):
+        harness.resume(path, {"images": 20})
+
+
+def test_a_result_has_the_command_without_the_folders_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = harness.ROOT / "benchmarks" / "speed" / "step.py"  # as python -m gives it
+    words = ["--data-root", str(tmp_path / "my images"), f"--out={tmp_path / 'a.json'}", "--set", "epochs=2", "page"]
+    monkeypatch.setattr(sys, "argv", [str(program), *words])
+    harness.save(tmp_path / "a.json", {})
+    command = json.loads((tmp_path / "a.json").read_text())["command"]
+    assert command == "python -m benchmarks.speed.step --data-root 'my images' --out=a.json --set epochs=2 page"
+
+
 def test_the_peak_of_the_loss_is_that_of_the_resident_memory() -> None:
     """Two ways to measure it: tensors that are followed, and what the system says."""
     followed, resident = (
