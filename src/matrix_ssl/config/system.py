@@ -174,6 +174,11 @@ def limit_threads() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
+def busy_share() -> float:
+    """The share of the machine's CPU time that programs use now, from 0 to 1, measured for a quarter of a second."""
+    return float(psutil.cpu_percent(interval=0.25)) / 100
+
+
 def _visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 

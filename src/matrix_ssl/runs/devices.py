@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
+from matrix_ssl.config import system
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs import environment as run_environment
 
 # instructions that multiply bfloat16, as named by torch.cpu.get_capabilities, fastest first
 _CPU_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "ARM BF16"}
+_BUSY = 0.9  # share of the CPU from which on threads are likely to wait for others
 _ONEDNN_BLOCK = 16  # channels that its AVX-512 kernels process at once; 8 for AVX2
 
 
@@ -27,6 +29,20 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
     return torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
+
+
+def busy_remark(device: torch.device) -> str:
+    """A warning if other programs use nearly all of the CPU while this one is about to compute on several threads.
+
+    Threads wait for each other by spinning, so each waits for the one that the system has not scheduled.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or (busy := system.busy_share()) < _BUSY:
+        return ""
+    return (
+        f"Other programs use {busy:.0%} of the CPU. Computing on {threads} threads can then be many times slower than "
+        "on one, which OMP_NUM_THREADS=1 selects."
+    )
 
 
 def device_name(device: torch.device) -> str:

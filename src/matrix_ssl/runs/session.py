@@ -65,6 +65,8 @@ class Session:
         complete = bool(distributed.broadcast_object(complete))
         if complete:
             self.display.say(f"{folder} is complete. Use --fresh to start over.")
+        elif self.main and (busy := devices.busy_remark(self.device)):
+            self.display.say(busy)
         return complete
 
 
