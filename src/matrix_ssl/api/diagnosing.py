@@ -10,6 +10,7 @@ from torch import nn
 from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.keywords import optional
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.config.untrusted import expanded
@@ -70,7 +71,7 @@ def diagnose(
     location = run.config.data.source if data is None else as_data(data)
     if not location:
         raise evaluation.no_dataset(where)
-    root, folder = (None if path is None else expanded(path) for path in (data_root, out))
+    root, folder = optional(expanded, data_root), optional(expanded, out)
     chosen = _Images(location, split, images, devices.choose_device(device), root, download, on_progress)
     with evaluation.results_in(folder, (RESULT, PAGE), [location], data_root=root):
         source = chosen.of(run.config.data)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from matrix_ssl.api import evaluation
+from matrix_ssl.api.keywords import optional
 from matrix_ssl.api.questions import Places, query_images
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
@@ -76,8 +77,8 @@ class Gathered:
         check_known("weights", weights, get_args(Weights))
         devices.choose_device(device)
         self._where, self._weights, self._device, self._quiet, self._split = where, weights, device, quiet, split
-        self._data_root, self._download = None if data_root is None else expanded(data_root), download
-        self.data = None if data is None else as_data(data)
+        self._data_root, self._download = optional(expanded, data_root), download
+        self.data = optional(as_data, data)
         self._images: Source | None = None
         if is_features(where):
             if features is not None:
@@ -93,7 +94,7 @@ class Gathered:
             self._images = self._open(run.config.data)
             if check is not None:
                 check(self.data, self._images)
-            self.embedding = self._of_encoder(run, None if features is None else expanded(features))
+            self.embedding = self._of_encoder(run, optional(expanded, features))
         if self.embedding.features.ndim != 2:
             raise DataError(f"{where} holds the features of patches: compute those of whole images.")
         for place, why in self.embedding.unreadable:

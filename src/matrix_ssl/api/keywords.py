@@ -1,6 +1,6 @@
 """Settings as Python keyword arguments, by the last part of their names."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from matrix_ssl.config import Assignment
 from matrix_ssl.errors import ConfigError
 
 Name = TypeVar("Name", bound=str | Path)
+Converted = TypeVar("Converted")
 
 
 def assign(
@@ -42,6 +43,11 @@ def assignments(settings: Mapping[str, Any] | Iterable[str] | None) -> Iterable[
 def listed(names: Name | Iterable[Name]) -> list[Name]:
     """Names as a list; a single name becomes a list of one, since a string would be taken as a sequence of letters."""
     return [names] if isinstance(names, (str, Path)) else list(names)
+
+
+def optional(convert: Callable[[Any], Converted], value: Any) -> Converted | None:
+    """The converted value of an argument; None, for one that was not given, stays None."""
+    return None if value is None else convert(value)
 
 
 def _whole(name: str, known: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import from_numpy, nn
 from matrix_ssl import encoder as encoders
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
-from matrix_ssl.api.keywords import listed
+from matrix_ssl.api.keywords import listed, optional
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded
@@ -87,10 +87,10 @@ def measure(
         check_where(one)
     if checkpoints:
         _check_run(where, others)
-    root = None if data_root is None else expanded(data_root)
+    root = optional(expanded, data_root)
     options = {"split": split, "device": device, "quiet": quiet, "data_root": root, "download": download}
-    images = _Images(None if data is None else as_data(data), weights, key, options)
-    folder, first = None if out is None else expanded(out), [images.open(where)]
+    images = _Images(optional(as_data, data), weights, key, options)
+    folder, first = optional(expanded, out), [images.open(where)]
     # check all before the work starts, one after the other: an external network is in memory while it is open
     locations = [images.checked(one, population) for one in first]
     locations += [images.checked(images.open(other), population) for other in others]

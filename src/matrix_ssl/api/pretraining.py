@@ -13,7 +13,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.api.caller import undisturbed
-from matrix_ssl.api.keywords import assign, listed
+from matrix_ssl.api.keywords import assign, listed, optional
 from matrix_ssl.api.records import keep_own_parts, keep_views
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
@@ -106,7 +106,7 @@ def pretrain(
     """
     if callback is not None and not callable(callback):
         raise ConfigError(f"callback={callback!r}: expected a function that takes a line of metrics.")
-    data = None if data is None else as_data(data)
+    data = optional(as_data, data)
     location = describe(data) if isinstance(data, Splits) else data
     name = method if isinstance(method, str) or method is None else register_method(method)
     assignments = assign(keywords, settings, _known(recipe or DEFAULT_RECIPE, name))
@@ -121,7 +121,7 @@ def pretrain(
         train(
             config, run, data=data, chosen=chosen, fit=recipe is None, callback=callback, fresh=fresh, online=online,
             information=information, loggers=listed(loggers), report=report, quiet=quiet, device=device,
-            data_root=None if data_root is None else expanded(data_root), download=download,
+            data_root=optional(expanded, data_root), download=download,
         )  # fmt: skip
     return Run(run, data=data)
 

@@ -13,7 +13,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.caller import undisturbed
-from matrix_ssl.api.keywords import assignments, listed
+from matrix_ssl.api.keywords import assignments, listed, optional
 from matrix_ssl.api.preprocess import Preprocess
 from matrix_ssl.api.results import Results, table_html
 from matrix_ssl.config import RunConfig
@@ -52,8 +52,8 @@ class Run:
     """
 
     def __init__(self, where: str | Path, *, data: Any = None, out: str | Path | None = None, download: bool = False):
-        self.where, self._download, self._out = where, download, _path(out)
-        self._data = None if data is None else as_data(data)
+        self.where, self._download, self._out = where, download, optional(expanded, out)
+        self._data = optional(as_data, data)
         place = read_where(where)
         self._is_run = place.kind == PATH and place.path.is_dir()
         self.folder = place.path if self._is_run else self._out or Path("runs") / place.folder
@@ -128,7 +128,7 @@ class Run:
             encoder = BlockFeatures(encoder, self.config.data, layer=layer, patches=patches)
         embedding = evaluation.embed(
             MirrorMean(encoder) if tta else encoder, self.config.data, images, split=split, device=device, quiet=quiet,
-            data_root=_path(data_root), download=download, keep=_path(keep), digests=True,
+            data_root=optional(expanded, data_root), download=download, keep=optional(expanded, keep), digests=True,
         )  # fmt: skip
         return replace(embedding, encoder=absolute(str(self.where)))
 
@@ -177,11 +177,11 @@ class Run:
         with undisturbed():
             evaluated = evaluation.evaluate(
                 self.where, self._chosen(data), out=self._out,
-                test_data=None if test_data is None else as_data(test_data), protocols=listed(protocols),
+                test_data=optional(as_data, test_data), protocols=listed(protocols),
                 baselines=listed(baselines), baseline_sizes=baseline_sizes,
                 settings=configuration.override(EvaluationSettings(), assignments(settings)),
-                label_list=_path(label_list), weights=weights, fresh=fresh, max_unreadable=max_unreadable,
-                report=report, needs_labels=True, quiet=quiet, device=device, data_root=_path(data_root),
+                label_list=optional(expanded, label_list), weights=weights, fresh=fresh, max_unreadable=max_unreadable,
+                report=report, needs_labels=True, quiet=quiet, device=device, data_root=optional(expanded, data_root),
                 download=download,
             )  # fmt: skip
         assert evaluated.results is not None  # the images have labels
@@ -208,8 +208,9 @@ class Run:
 
         choices = configuration.override(exploring.ExploreSettings(), assignments(settings))
         return exploring.explore(
-            self.where, self._chosen(data), out=expanded(out), choices=choices, features=_path(features),
-            split=split, weights=weights, device=device, quiet=quiet, data_root=_path(data_root), download=download,
+            self.where, self._chosen(data), out=expanded(out), choices=choices, features=optional(expanded, features),
+            split=split, weights=weights, device=device, quiet=quiet, data_root=optional(expanded, data_root),
+            download=download,
         ).page  # fmt: skip
 
     def __repr__(self) -> str:
@@ -241,7 +242,3 @@ class Run:
 
     def _chosen(self, data: Any) -> Any:
         return self._data if data is None else as_data(data)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else expanded(path)
