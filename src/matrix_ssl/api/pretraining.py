@@ -13,14 +13,15 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import distributed, networks
 from matrix_ssl.api.caller import undisturbed
+from matrix_ssl.api.evaluation import open_images
 from matrix_ssl.api.keywords import assign, listed, optional
 from matrix_ssl.api.records import keep_own_parts, keep_views
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import RunConfig, split_assignment
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data import Source, open_source
-from matrix_ssl.data.objects import as_data, in_colour
+from matrix_ssl.data import Source
+from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Splits, check_outside, describe
 from matrix_ssl.encoder.where import PATH, RANDOM, TIMM, read_where
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
@@ -178,7 +179,10 @@ def train(
     with session(device, quiet=quiet) as s:
         config = keeping_channels(config, data, chosen=chosen)
         _check_equal(config, {"fit": fit, "fresh": fresh, "online": online})
-        source = _main_first(s, partial(_open, config, data, data_root, download))
+        images = data or config.data.source
+        source = _main_first(
+            s, partial(open_images, images, config.data, split="train", data_root=data_root, download=download)
+        )
         for remark in source.remarks:
             s.display.say(remark)
         if online:
@@ -316,15 +320,6 @@ def _reference(where: str | Path) -> str:
     if isinstance(where, Path) and read_where(str(where)).kind != PATH:
         return f".{os.sep}{where}"
     return str(where)
-
-
-def _open(config: RunConfig, data: Data | None, data_root: Path | None, download: bool) -> Source:
-    """The images of a run; in-memory grey images get three channels if the encoder takes three."""
-    source = open_source(
-        data or config.data.source, split="train", data_root=data_root, download=download,
-        reading=config.data.reading,
-    )  # fmt: skip
-    return in_colour(source, len(config.data.mean)) if isinstance(data, Splits) else source
 
 
 def _main_first(s: Session, function: Callable[[], T]) -> T:
