@@ -139,7 +139,7 @@ def explore_collection(images: Collection, out: Path, choices: ExploreSettings, 
         points = _points(out, embedding.features, choices, display.say)
         contents = _contents(
             source, images, analysis, choices, points=points, sheets=sheets, side=side, columns=columns,
-            notes=[*_notes(source, embedding, analysis, choices), *sentences],
+            notes=[*_notes(source, embedding, choices), *sentences],
         )  # fmt: skip
         for note in (*contents.notes, *contents.doubts):
             display.say(note)
@@ -275,7 +275,7 @@ def _facts(images: Collection, analysis: Analysis) -> list[tuple[str, str]]:
     return [*facts, ("Encoder", f"{images.encoder}, {embedding.features.shape[1]:,} features")]
 
 
-def _notes(source: Source, embedding: Embedding, analysis: Analysis, choices: ExploreSettings) -> list[str]:
+def _notes(source: Source, embedding: Embedding, choices: ExploreSettings) -> list[str]:
     count = len(embedding)
     some = f" of {MOST:,} images; each other image is placed between those most similar to it"
     notes = [f"The map is {MAPS[choices.map]}{some if choices.map == 'tsne' and count > MOST else ''}."]
