@@ -20,8 +20,8 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.loading import load_step
 from matrix_ssl.encoder.where import check_where
 from matrix_ssl.errors import CheckpointError, ConfigError, check_known, check_whole
-from matrix_ssl.evaluate.embedding_files import ENDINGS as WRITTEN
-from matrix_ssl.evaluate.feature_rows import ENDINGS, FeatureRows, open_features, rows_of
+from matrix_ssl.evaluate.embedding_files import ENDINGS
+from matrix_ssl.evaluate.feature_rows import FeatureRows, open_features, rows_of
 from matrix_ssl.evaluate.measure import (
     COMPARISONS,
     Progress,
@@ -112,7 +112,7 @@ def measure(
 
 def _check_run(where: str | Path, others: Sequence[str | Path]) -> None:
     """Raises ConfigError if checkpoints cannot be measured."""
-    if is_features(where) or not expanded(where).is_dir():
+    if not expanded(where).is_dir():
         raise ConfigError(f"--checkpoints is for a run, and {where} is not one.")
     if others:
         raise ConfigError(f"--checkpoints compares those of {where} alone: remove --against {others[0]}.")
@@ -130,8 +130,10 @@ class _Images:
 
     def open(self, where: str | Path) -> FeatureRows | Run:
         """Opens a feature file, or an encoder for which there are images; DataError if there are none."""
-        if is_features(where) and not (self.data and expanded(where).suffix.lower() == ".safetensors"):
-            return open_features(expanded(where), key=self.key)
+        path = expanded(where)
+        is_encoder = path.is_dir() or (self.data and path.suffix.lower() == ".safetensors")
+        if path.suffix.lower() in ENDINGS and not is_encoder:
+            return open_features(path, key=self.key)
         run = Run(where, download=self.options["download"])
         if not (self.data or run.config.data.source):
             raise evaluation.no_dataset(where)
@@ -183,11 +185,6 @@ def _result(
         "population": population,
         "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
     }
-
-
-def is_features(where: str | Path) -> bool:
-    """Whether WHERE names a feature file, even in a format that is not read; safetensors may hold an encoder."""
-    return expanded(where).suffix.lower() in {*ENDINGS, *WRITTEN} and not expanded(where).is_dir()
 
 
 def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:
