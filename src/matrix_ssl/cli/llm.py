@@ -34,17 +34,14 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 
 @llm.command()
-@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH",
-              help="Model: a folder in safetensors "
-              "with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
+@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder "
+              "in safetensors with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
               "weights.")  # fmt: skip
-@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME",
-              help="Questions and answers: .jsonl, .json, .csv or "
-              ".parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
-@click.option("--eval-data", type=options.PLACE, default="", metavar="FILE|hf:NAME",
-              help="Questions and answers that are measured and not "
-              "learned; the checkpoint with their lowest loss is kept.  [default: none; --set held_out=0.1 takes a "
-              "tenth of --data]")  # fmt: skip
+@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME", help="Questions and answers: "
+              ".jsonl, .json, .csv or .parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
+@click.option("--eval-data", type=options.PLACE, default="", metavar="FILE|hf:NAME", help="Questions and answers that "
+              "are measured and not learned; the checkpoint with their lowest loss is kept.  [default: none; --set "
+              "held_out=0.1 takes a tenth of --data]")  # fmt: skip
 @click.option("--template", type=_template, required=True, help="Template that turns a question into a prompt.")
 @_columns
 @click.option("--load-in-4bit", is_flag=True, help="Hold the linear layers below the adapters in four bits (QLoRA); "
@@ -88,11 +85,12 @@ def finetune(
             options.show(model=out / MODEL, result=result)
 
 
-_model = click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME",
-                       help="Model: a run of finetune, a folder, or a "
-                      "name of the Hugging Face hub.")  # fmt: skip
+_model = click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME", help="Model: a run of "
+                      "finetune, a folder, or a name of the Hugging Face hub.")  # fmt: skip
 _template_of_run = click.option("--template", type=_template, help="Template that turns a question into a prompt.  "
                                 "[default: that of the run]")  # fmt: skip
+_batch_size = click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True,
+                           help="Questions per batch.")  # fmt: skip
 
 
 def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, Any, TemplateName]:
@@ -115,13 +113,12 @@ def _open(model: str, template: TemplateName | None, device: str) -> tuple[Any, 
 @llm.command()
 @_model
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A question; may be repeated.")
-@click.option("--data", type=options.PLACE, metavar="FILE|hf:NAME",
-              help="A file of questions: .txt with one a line, or as for "
-              "finetune.")  # fmt: skip
+@click.option("--data", type=options.PLACE, metavar="FILE|hf:NAME", help="A file of questions: .txt with one a line, "
+              "or as for finetune.")  # fmt: skip
 @_columns
 @_template_of_run
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N questions.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions per batch.")
+@_batch_size
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Maximum tokens per answer."
 )
@@ -170,15 +167,14 @@ def generate(
 @click.option("--task", type=click.Choice(["gsm8k", "math", "exact"]), default="gsm8k", show_default=True,
               help="Benchmark: numbers as in GSM8K, answers in \\boxed{} as in MATH, or whole answers that match "
               "exactly.")  # fmt: skip
-@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME",
-              help="Questions with answers, for gsm8k such "
-              "that end in #### and a number.")  # fmt: skip
+@click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME", help="Questions with answers, for "
+              "gsm8k such that end in #### and a number.")  # fmt: skip
 @_columns
 @_template_of_run
 @click.option("--extract", "extraction", type=click.Choice(get_args(Extraction)), help="Rule that extracts the number "
               "from an answer.  [default: answer-is with the template metamath, else strict-match]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Score only the first N questions.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions per batch.")
+@_batch_size
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Maximum tokens per answer."
 )
@@ -239,12 +235,9 @@ def score(
 
 
 @llm.command()
-@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME",
-              help="A run of finetune, the folder of a model, or a "
-              "name of the Hugging Face hub.")  # fmt: skip
-@click.option("--reference", type=options.PLACE, metavar="FOLDER|NAME|config:PATH|untrained",
-              help="Model of the same depth and width "
-              "to compare with; config: and untrained are random weights.")  # fmt: skip
+@_model
+@click.option("--reference", type=options.PLACE, metavar="FOLDER|NAME|config:PATH|untrained", help="Model of the same "
+              "depth and width to compare with; config: and untrained are random weights.")  # fmt: skip
 @click.option("--text", type=options.PATH, required=True, metavar="FILE", help="UTF-8 text file.")
 @click.option("--layers", metavar="all|last|NUMBERS", help="Layers, separated by commas; 0: the embeddings.  "
               "[default: all]")  # fmt: skip
