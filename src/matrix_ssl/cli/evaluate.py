@@ -75,8 +75,7 @@ def evaluate(
 @options.data
 @click.option("--out", type=options.PATH, required=True, metavar="FILE", help="File to write: .npz, .npy, .csv, "
               ".parquet or .safetensors.")  # fmt: skip
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
-              "dataset.")  # fmt: skip
+@options.split
 @click.option("--layer", metavar="NAME", help="Take the output of this block of the encoder, such as blocks.5.  "
               "[default: the features]")  # fmt: skip
 @click.option("--patches", is_flag=True, help="Write the features of every patch, with their grid, from --layer or "

@@ -9,11 +9,10 @@ from matrix_ssl.cli import options
 
 
 @click.command()
-@click.argument("where", metavar="WHERE_OR_FEATURES")
+@options.where_or_features
 @options.data
 @options.out(None, what="Folder of the page")
-@click.option("--features", type=options.PATH, metavar="FILE", help="File for the features of the encoder: "
-              "read if it exists, otherwise written.  [default: a cache]")  # fmt: skip
+@options.features
 @click.option("--columns", type=options.PATH, multiple=True, metavar="FILE.csv", help="CSV file with the path of an "
               "image in every row, whose columns can colour the map; may be repeated.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), metavar="NUMBER", help="Number of clusters.  [default: 2 to 50, "
@@ -24,8 +23,7 @@ from matrix_ssl.cli import options
               "(with the extra umap) or principal components.  [default: tsne]")  # fmt: skip
 @click.option("--thumbnail", type=click.IntRange(16, 256), metavar="PIXELS", help="Side of a thumbnail; smaller images "
               "are not enlarged.  [default: 96]")  # fmt: skip
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
-              "dataset.")  # fmt: skip
+@options.split
 @options.weights
 @options.device
 @options.data_root

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 _RULES = ("log-determinant", "facility-location", "k-centre")  # the first is the default
 _OPTIONS = (
-    click.argument("where", metavar="WHERE_OR_FEATURES"),
+    options.where_or_features,
     options.data,
-    click.option("--features", type=options.PATH, metavar="FILE", help="File for the features of the encoder: "
-                 "read if it exists, otherwise written.  [default: a cache]"),
-    click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
-                 help="Split of the dataset."),
+    options.features,
+    options.split,
     click.option("--out", type=options.PATH, metavar="FILE", help="CSV file for all rows."),
     click.option("--page", type=options.PATH, metavar="FILE", help="HTML page with thumbnails, which opens offline."),
     options.weights, options.device, options.data_root, options.download,

@@ -18,8 +18,7 @@ from matrix_ssl.cli import options
               "features, or the only one]")  # fmt: skip
 @click.option("--population", type=click.IntRange(1), metavar="IMAGES", help="Number of images for which to "
               "extrapolate the ranks.")  # fmt: skip
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
-              "dataset.")  # fmt: skip
+@options.split
 @click.option("--out", type=options.PATH, metavar="FOLDER", help="Folder for measure.json and measure.html.  "
               "[default: none, only the table]")  # fmt: skip
 @options.weights
@@ -60,8 +59,7 @@ def measure(
               "blocks is compared. itself: the blocks with each other.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), metavar="IMAGES", help="Measure at most this many images, chosen at "
               "random.  [default: 2048]")  # fmt: skip
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="Split of the "
-              "dataset.")  # fmt: skip
+@options.split
 @options.out(None, what="Folder for diagnose.json and diagnose.html")
 @options.weights
 @options.device

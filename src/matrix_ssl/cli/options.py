@@ -71,6 +71,7 @@ recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=complet
 fitted_recipe = click.argument("recipe", required=False, shell_complete=completion.recipes)
 run = click.argument("run", type=PATH)
 where = click.argument("where", metavar="WHERE")
+where_or_features = click.argument("where", metavar="WHERE_OR_FEATURES")
 
 
 def _one_or_several(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
@@ -98,6 +99,10 @@ method = click.option("--method", metavar="NAME_OR_FILE", shell_complete=complet
                       "[default: the recipe's]")  # fmt: skip
 weights = click.option("--weights", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
                        help="Network of the run.")  # fmt: skip
+split = click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
+                     help="Split of the dataset.")  # fmt: skip
+features = click.option("--features", type=PATH, metavar="FILE", help="File for the features of the encoder: "
+                        "read if it exists, otherwise written.  [default: a cache]")  # fmt: skip
 baseline_size = click.option("--baseline-size", type=click.Choice(["own", "run", "both"]), default="own",
                              show_default=True, help="Image size for public encoders: that of their own training, "
                              "that of the run, or both in turn.")  # fmt: skip
