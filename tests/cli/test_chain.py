@@ -23,7 +23,7 @@ COCO = [
 
 def make_plan(**changes: object) -> list[Stage]:
     given = {
-        "pretrain": ["demo"], "places": ["--device", "cpu"], "protocols": [["knn", "linear"], ["fine-tune"]],
+        "pretrain": ["demo"], "device": "cpu", "protocols": [["knn", "linear"], ["fine-tune"]],
         "transfer": ["a/birds"], "coco": COCO, "architectures": ["fpn", "c4"],
         "evaluate_settings": ["fine_tune.epochs=2"], "detect_settings": ["epochs=3"],
     }  # fmt: skip

@@ -49,29 +49,27 @@ def chain(
 
     RECIPE, --data, --method, --set and --out are those of `matrix-ssl pretrain`. One page shows all results.
     """
-    if encoder is not None and (out is not None or method is not None or assignments or fresh):
-        raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
-    source = click.get_current_context().get_parameter_source("recipe")
-    if encoder is not None and source is not click.core.ParameterSource.DEFAULT:
-        raise ConfigError(f"--encoder {encoder} is already trained; remove the recipe {recipe!r}.")
-    network = None
     if encoder is None:
         config = configure(recipe, data, assignments, method=method)
+        run = out or run_folder(recipe, data, method)
         network = None if config.start.reference else config.network.encoder
-        words = [recipe, *options.data_words(data), *(["--method", method] if method else [])]
-        words += [word for setting in assignments for word in ("--set", setting)]
-        words += ["--download"] if download else []
-    places = ["--device", device, *(["--data-root", str(data_root)] if data_root else [])]
-    run = _encoder_run(encoder, download=download, dry_run=dry_run) if encoder else None
-    run = run or out or run_folder(recipe, data, method)
+        pretrain = [recipe, *options.data_words(data), *(["--method", method] if method else [])]
+        pretrain += [*options.repeated("--set", assignments), *(["--download"] if download else [])]
+    else:
+        if out is not None or method is not None or assignments or fresh:
+            raise ConfigError(f"--encoder {encoder} is already trained; remove --out, --method, --set and --fresh.")
+        source = click.get_current_context().get_parameter_source("recipe")
+        if source is not click.core.ParameterSource.DEFAULT:
+            raise ConfigError(f"--encoder {encoder} is already trained; remove the recipe {recipe!r}.")
+        run, pretrain = _encoder_run(encoder, download=download, dry_run=dry_run), []
+        network = read_config(run).network.encoder if (run / CONFIG).exists() else None
     annotated = stages.find_coco(coco) if coco else []
-    if encoder and (run / CONFIG).exists():
-        network = read_config(run).network.encoder
     plan = stages.plan(
         run,
-        pretrain=[] if encoder else words,
-        data=options.data_words(data) if encoder else [],
-        places=places,
+        pretrain=pretrain,
+        data=[] if encoder is None else options.data_words(data),
+        device=device,
+        data_root=data_root,
         protocols=stages.group_protocols(protocol, evaluate_set),
         transfer=transfer,
         coco=annotated,

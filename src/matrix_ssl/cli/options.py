@@ -172,6 +172,11 @@ def show(**paths: Path | None) -> None:
             stdout.print(f"{name:{width}s} {path}", markup=False)
 
 
+def repeated(option: str, values: Sequence[str]) -> list[str]:
+    """An option of a command line, once for each of its values."""
+    return [word for value in values for word in (option, value)]
+
+
 def data_words(data: "Locations | None") -> list[str]:
     """The options ``--data`` of a command line."""
-    return [word for one in ((data,) if isinstance(data, str) else data or ()) for word in ("--data", one)]
+    return repeated("--data", (data,) if isinstance(data, str) else data or ())

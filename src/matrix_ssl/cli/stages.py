@@ -153,7 +153,8 @@ def plan(
     *,
     pretrain: Sequence[str],
     data: Sequence[str] = (),
-    places: Sequence[str] = (),
+    device: str,
+    data_root: Path | None = None,
     protocols: Sequence[Sequence[str]],
     transfer: Sequence[str],
     coco: Sequence[str],
@@ -166,18 +167,19 @@ def plan(
     Args:
         pretrain: arguments of ``pretrain`` after its name, without ``--out``; empty if ``run`` is complete.
         data: the option ``--data`` of ``evaluate``, if it is not the run's dataset.
-        places: the options ``--data-root`` and ``--device``.
+        device, data_root: the options of the same names.
         protocols: protocols of ``evaluate``, grouped by command.
         transfer: datasets for the protocol ``transfer``.
         coco: options of ``detect`` for its dataset; empty: no detection.
         evaluate_settings, detect_settings: values of ``--set`` of the commands.
     """
-    device = [word for option, word in zip(places[::2], places[1::2], strict=True) if option == "--device"]
+    on_device = ("--device", device)
+    places = (*on_device, *(("--data-root", str(data_root)) if data_root else ()))
     stages = []
     if pretrain:
         words = ("pretrain", *pretrain, "--out", str(run), *places)
         stages.append(Stage("pre-training", words, True, _options(pretrain, "--data")))
-    sets = [word for setting in evaluate_settings for word in ("--set", setting)]
+    sets = options.repeated("--set", evaluate_settings)
     for group in protocols:
         trained = not {"knn", "linear", "low-shot", "transfer"} & set(group)
         words = ("evaluate", str(run), "--protocol", ",".join(group), *data, *(sets if trained else ()), *places)
@@ -188,9 +190,7 @@ def plan(
     for architecture in architectures if coco else ():
         words = (
             "detect", *coco, "--encoder", str(run), "--architecture", architecture,
-            "--out", str(run / "detection" / architecture),
-            *(word for setting in detect_settings for word in ("--set", setting)),
-            *(("--device", *device) if device else ()),
+            "--out", str(run / "detection" / architecture), *options.repeated("--set", detect_settings), *on_device,
         )  # fmt: skip
         stages.append(Stage(f"detection, {architecture}", words, True))
     return [*stages, Stage("report", ("report", str(run)))]
