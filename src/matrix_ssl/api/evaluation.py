@@ -132,7 +132,7 @@ def evaluate(
         else:
             every.run_protocols(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
-                fresh=fresh, say=s.display.say, display=s.display, bar=s.display.bar,
+                fresh=fresh, display=s.display,
             )  # fmt: skip
         distributed.barrier()  # all files are written
         return _read_results(subject, is_main=s.main, report=report)

@@ -74,7 +74,7 @@ def detect(
         result = out / runs.RESULT
         if not s.claim(out, prepared.description, is_complete=result.exists, fresh=fresh, may_change=may_change):
             s.display.say(prepared.headline())
-            runs.run(prepared, out, display=s.display, bar=s.display.bar)
+            runs.run(prepared, out, display=s.display)
         if s.main:
             options.stdout.print(scores_table(read_object(result)))
             options.stdout.print(classes_table(read_object(result)))

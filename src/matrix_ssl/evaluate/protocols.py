@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ _MAPPED = 2000  # maximum number of unlabelled images that the map and the galle
 _STREAM = 0x6A11  # random stream that samples them
 
 OnProgress = Callable[[int, int], None]
-Bar = Callable[..., AbstractContextManager[OnProgress]]
 
 
 def check_protocols(protocols: Sequence[str]) -> None:
@@ -60,9 +58,7 @@ def run_protocols(
     baselines: Sequence[Baseline] = (),
     label_list: Path | None = None,
     fresh: bool = False,
-    say: Say,
     display: Display,
-    bar: Bar,
 ) -> None:
     """Runs protocols and writes their results to ``subject.folder``; calling it again resumes.
 
@@ -73,8 +69,7 @@ def run_protocols(
         baselines: public encoders that the protocols on frozen features measure as well.
         label_list: file that names the labelled images of ``semi-supervised``; None: a stratified subset.
         fresh: repeat protocols that train and already have results.
-        say: prints a message for the user, such as what is skipped.
-        bar: makes a progress bar from a title and a unit; what it yields is called with (done, total).
+        display: shows progress and messages for the user, such as what is skipped.
 
     Raises:
         ConfigError: a protocol cannot run with several processes.
@@ -90,14 +85,12 @@ def run_protocols(
     if trained.SEMI_SUPERVISED in protocols:
         trained.check_parts(subject, label_list)
     if on_features:
-        _run_frozen(subject, on_features, baselines, say=say, bar=bar)
+        _run_frozen(subject, on_features, baselines, display)
     elif baselines:
         raise ConfigError(f"--baseline is for the protocols on frozen features: {', '.join(PROTOCOLS[:4])}.")
     for name in protocols:
         if name in trained.PROTOCOLS:
-            trained.run_trained(
-                subject, name, settings=settings, label_list=label_list, fresh=fresh, say=say, display=display
-            )
+            trained.run_trained(subject, name, settings=settings, label_list=label_list, fresh=fresh, display=display)
     if distributed.is_main():
         _compare_probes(subject.folder)
 
@@ -126,31 +119,29 @@ def describe_images(
     write_map(run / EVALUATION, source, features)
 
 
-def _run_frozen(
-    subject: Subject, protocols: Sequence[str], baselines: Sequence[Baseline], *, say: Say, bar: Bar
-) -> None:
+def _run_frozen(subject: Subject, protocols: Sequence[str], baselines: Sequence[Baseline], display: Display) -> None:
     """Runs the protocols on frozen features of the encoder and of the baselines; one pass over the images serves all.
 
     Each public encoder needs a pass of its own, since its images are prepared differently.
     """
-    started = time.monotonic()
+    started, say = time.monotonic(), display.say
     networks: dict[str, nn.Module] = {
         "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
     }  # fmt: skip
     files = subject.folder / "features"
-    train, test = _features(subject, networks, subject.config.data, files, say=say, bar=bar)
+    train, test = _features(subject, networks, subject.config.data, files, display=display)
     unreadable.report([*train.unreadable, *test.unreadable], subject.folder, what="training and test images", say=say)
     if train.unreadable or test.unreadable:
         unreadable.write_list(subject.folder, [*train.unreadable, *test.unreadable])
     requested = [name for name in frozen.PROTOCOLS if name in protocols or (name == "linear" and TRANSFER in protocols)]
     predictions = {}
-    with bar("probes", "networks") as show:
+    with display.bar("probes", "networks") as show:
         for done, name in enumerate(networks):
             show(done, len(networks))
             # the baselines skip the same protocols, silently
             predictions[name] = _predict(subject, name, train, test, requested, say if name == "encoder" else _silent)
     answers = Answers.of(subject.test, test.indices)
-    public = [_measure(subject, one, answers, files, requested, say=say, bar=bar) for one in baselines]
+    public = [_measure(subject, one, answers, files, requested, display) for one in baselines]
     for protocol in protocols:
         chosen = {name: _of_protocol(protocol, measures) for name, measures in predictions.items()}
         values = {
@@ -185,18 +176,18 @@ def _run_frozen(
 
 def _features(
     subject: Subject, networks: Mapping[str, nn.Module], data: DataConfig, folder: Path, *question: Any,
-    say: Say, bar: Bar,
+    display: Display,
 ) -> tuple[Features, Features]:  # fmt: skip
     """Features of the training and of the test images; a call with the same question resumes."""
     own = subject.config.data
-    with bar("features") as show:
+    with display.bar("features") as show:
         train, test = (
             extract(
                 networks, source, data, device=subject.device, on_progress=show,
                 files=FeatureFiles(folder / split, fingerprint=subject.fingerprint(split, *question)),
                 on_unreadable=partial(
                     unreadable.refuse_many, source=source, folder=subject.folder, part=own.max_unreadable,
-                    workers=own.workers, say=say,
+                    workers=own.workers, say=display.say,
                 ),
             )
             for split, source in (("train", subject.train), ("test", subject.test))
@@ -218,14 +209,14 @@ def _predict(
 
 
 def _measure(
-    subject: Subject, baseline: Baseline, answers: Answers, folder: Path, protocols: Sequence[str],
-    *, say: Say, bar: Bar,
-) -> tuple[dict[str, Predictions], dict[str, Any]]:  # fmt: skip
+    subject: Subject, baseline: Baseline, answers: Answers, folder: Path, protocols: Sequence[str], display: Display
+) -> tuple[dict[str, Predictions], dict[str, Any]]:
     """The predictions of a public encoder, and the facts about it that are stored as JSON."""
-    say(f"Baseline {baseline.name}: {baseline.tensors}")
+    display.say(f"Baseline {baseline.name}: {baseline.tensors}")
     started, description = time.monotonic(), baseline.describe()
     where = folder / results.fingerprint(description)
-    train, test = _features(subject, {"encoder": baseline.encoder}, baseline.data, where, description, say=say, bar=bar)
+    networks = {"encoder": baseline.encoder}
+    train, test = _features(subject, networks, baseline.data, where, description, display=display)
     seconds = time.monotonic() - started
     if not np.array_equal(Answers.of(subject.test, test.indices).where, answers.where):
         raise DataError(f"The test images changed during the evaluation of {baseline.name}. Evaluate again.")

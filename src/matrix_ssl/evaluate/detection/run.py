@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +37,6 @@ from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED
 from matrix_ssl.training.engine import Engine, check_unreadable
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
@@ -144,20 +141,20 @@ def prepare(inputs: Inputs, settings: DetectionSettings, *, device: torch.device
     return Prepared(inputs, settings, device, plan, train, val, images, train_files, val_files, backbone, detector)
 
 
-def run(prepared: Prepared, out: Path, *, display: Display, bar: Bar) -> dict[str, Any]:
+def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
     """Trains, or resumes where an earlier call stopped, then scores and writes the result to ``out``.
 
     The main process must have claimed the folder and hold its lock. It returns the content of ``result.json``, the
-    others an empty dictionary. ``bar`` makes a progress bar from a title, for the work after the training.
+    others an empty dictionary.
     """
     settings = prepared.settings
     training = DetectorTraining(prepared.detector, prepared.images, settings, prepared.plan, display=display)
     Engine(training, out).run()
     started = time.monotonic()
     if settings.precise_bn:
-        with bar("BatchNorm statistics, iterations") as show:
+        with display.bar("BatchNorm statistics, iterations") as show:
             training.refine_batch_norm(out, settings.precise_bn, show)
-    with bar("Detecting, images") as show, distributed.together():
+    with display.bar("Detecting, images") as show, distributed.together():
         predictions = predict(
             prepared.detector, prepared.val, prepared.val_files, settings,
             categories=[category.id for category in prepared.train.categories],

@@ -43,20 +43,20 @@ class EvaluationSettings:
 
 def run_trained(
     subject: Subject, protocol: str,
-    *, settings: EvaluationSettings, label_list: Path | None, fresh: bool, say: Say, display: Display,
-) -> dict[str, Any]:  # fmt: skip
-    """Runs or resumes one protocol, writes its result and returns the content of its JSON file.
+    *, settings: EvaluationSettings, label_list: Path | None, fresh: bool, display: Display,
+) -> None:  # fmt: skip
+    """Runs or resumes one protocol and writes its result.
 
-    An existing result is read instead, unless ``fresh``. Arguments as in ``protocols.run_protocols``.
+    An existing result is kept, unless ``fresh``. Arguments as in ``protocols.run_protocols``.
     """
-    chosen = getattr(settings, protocol.replace("-", "_"))
+    say, chosen = display.say, getattr(settings, protocol.replace("-", "_"))
     parts = _parts(subject, protocol, label_list)
     labelled = {measure: indices.tolist() for measure, indices in parts.items()}
     question = subject.fingerprint(protocol, dataclasses.asdict(chosen), labelled)
-    known = None if fresh else results.read(subject.folder, protocol, fingerprint=question)
-    if distributed.broadcast_object(known is not None):
+    is_known = not fresh and results.read(subject.folder, protocol, fingerprint=question) is not None
+    if distributed.broadcast_object(is_known):
         say(f"{protocol} has been measured on {subject.test.name!r}: --fresh measures it again.")
-        return known or {}
+        return
     predictions: dict[str, Predictions] = {}
     values: dict[str, Any] = {"protocol": protocol, "measures": {}, "fingerprint": question} | subject.question
     answers = None
@@ -69,7 +69,7 @@ def run_trained(
         say(f"{measure}: {len(source)} labelled images")
         if protocol == LINEAR_SGD:
             _warn_of_few_steps(chosen, len(source), say)
-        outcome = _train(subject, source, protocol, chosen, folder, say, display)
+        outcome = _train(subject, source, protocol, chosen, folder, display)
         with distributed.together():
             if distributed.is_main():
                 data = subject.config.data
@@ -99,7 +99,6 @@ def run_trained(
         results.write(subject.folder, protocol, values, predictions, answers)
         shutil.rmtree(subject.folder / "training", ignore_errors=True)
     distributed.barrier()
-    return values
 
 
 def check_parts(subject: Subject, label_list: Path | None) -> None:
@@ -117,9 +116,7 @@ def _parts(subject: Subject, protocol: str, label_list: Path | None) -> dict[str
     return {name: stratified(subject.train, fraction, seed=_SEED) for name, fraction in _FRACTIONS.items()}
 
 
-def _train(
-    subject: Subject, source: Source, protocol: str, settings: Any, folder: Path, say: Say, display: Display
-) -> Outcome:
+def _train(subject: Subject, source: Source, protocol: str, settings: Any, folder: Path, display: Display) -> Outcome:
     width = subject.untrained[1]
     if protocol == LINEAR_SGD:
         return linear_sgd(
@@ -127,7 +124,9 @@ def _train(
             settings=settings, folder=folder, device=subject.device, display=display, seed=_SEED,
         )  # fmt: skip
     if len(settings.rates) > 1 and np.bincount(source.labelled()[0]).min() < 2:
-        say(f"a class has a single labelled image: the first pair of rates, {settings.rates[0]}, is used untried.")
+        display.say(
+            f"a class has a single labelled image: the first pair of rates, {settings.rates[0]}, is used untried."
+        )
         settings = dataclasses.replace(settings, rates=settings.rates[:1])
     return fine_tune(
         subject.encoder, width, source, subject.test, subject.config.data,
