@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.report import template
 from matrix_ssl.report.figures import Curve, Figurine, Panel, shortened, stacked
 from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
 from matrix_ssl.report.similarity import heat_maps, matrix_table
+from matrix_ssl.report.terminal import empty_table
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -41,7 +41,7 @@ _ON_THE_PAGE = (
 def terminal(result: Mapping[str, Any]) -> list[Table]:
     """One row per block, for a terminal of 80 columns, without what only the page has; and CKA if there is a matrix."""
     title = f"{whole(result['images'])} images of {result['data']}"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty_table(title)
     names, *rows = _table(result)
     shown = [i for i, name in enumerate(names) if name not in _ON_THE_PAGE]
     for i in shown:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.report import template
 from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
 from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
+from matrix_ssl.report.terminal import empty_table
 
 RESULT, PAGE = "diagnose.json", "diagnose.html"
 MEASURES = {
@@ -36,7 +36,7 @@ def layer_name(layer: int) -> str:
 def terminal(result: Mapping[str, Any]) -> Table:
     """One row per layer, for a terminal of 80 columns, without the measures that only the page has."""
     title = f"{whole(result['tokens'])} tokens in {whole(result['windows'])} windows"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty_table(title)
     names, *rows = _table(result)
     shown = [i for i, name in enumerate(names) if name not in _ON_THE_PAGE]
     for i in shown:

@@ -9,12 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import common_folder, number
+from matrix_ssl.report.terminal import empty_table
 from matrix_ssl.runs.files import csv_lines, write_atomically
 from matrix_ssl.runs.terminal import printable
 
@@ -105,7 +103,7 @@ class Listing:
         """
         shown = self._first_of_groups(max(2, MOST_ROWS // max(1, self._groups())))[:MOST_ROWS]
         single = self.group if self.group == "query" and self._groups() == 1 else ""
-        table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        table = empty_table()
         columns = [place for place, name in enumerate(self.columns) if name != single]
         for name in (self.columns[place] for place in columns):
             values = self.column(name)

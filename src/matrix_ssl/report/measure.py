@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.table import Table
 
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import ABSENT, Cell, number, settings, whole
 from matrix_ssl.report.run.figures import spectrum
 from matrix_ssl.report.similarity import heat_maps, matrix_table
+from matrix_ssl.report.terminal import empty_table
 
 RESULT, PAGE = "measure.json", "measure.html"
 _COMPARISONS = {
@@ -28,7 +27,7 @@ _CAPTION = (
 def terminal(result: Mapping[str, Any]) -> list[Any]:
     """Tables and sentences for a terminal: one row per rank, one column per encoder."""
     features, headings = result["features"], result["meanings"]["ranks"]
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty_table()
     table.add_column("")
     for one in features:
         table.add_column(f"{one['name']}\n{whole(one['samples'])} x {whole(one['width'])}", justify="right")
@@ -40,7 +39,7 @@ def terminal(result: Mapping[str, Any]) -> list[Any]:
         table.add_row(headings[name]["heading"], *cells)
     tables = [table]
     if result["comparisons"]:
-        table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        table = empty_table()
         table.add_column("")
         for pair in result["comparisons"]:
             table.add_column(f"{pair['first']} –\n{pair['second']}", justify="right")

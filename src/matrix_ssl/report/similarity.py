@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
-from rich.box import SIMPLE
 from rich.table import Table
 
 from matrix_ssl.report import svg
 from matrix_ssl.report.figures import Figurine, evenly, shortened
 from matrix_ssl.report.formats import ABSENT, number
 from matrix_ssl.report.svg import colour
+from matrix_ssl.report.terminal import empty_table
 
 MATRICES = {
     "linear_cka": ("Linear CKA", "Unbiased linear CKA: the darker, the more alike, up to 1; values below 0 are "
@@ -39,7 +39,7 @@ def matrix_table(
     matrix: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Table:
     """A matrix for a terminal: columns by number, which is also that of the rows if both are the same."""
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty_table(title)
     table.add_column("")
     shown = evenly(len(columns), _COLUMNS)
     for j in shown:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from matrix_ssl.report.comparison.statistics import PairedDifference
 from matrix_ssl.report.comparison.words import notes, p_value, verdict
 from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
 from matrix_ssl.report.measures import BASELINES
+from matrix_ssl.report.terminal import empty_table
 
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (
     ("seconds", "time", duration, min),
@@ -102,7 +102,7 @@ def table_note(c: Comparison) -> str:
 def terminal(c: Comparison) -> Group:
     """Accuracies, then costs, then verdict and notes, for a terminal of 80 columns or more."""
     table = rows(c)
-    accuracy, costs = _empty("accuracy in %, difference in points"), _empty("cost of the pre-training")
+    accuracy, costs = _with_names("accuracy in %, difference in points"), _with_names("cost of the pre-training")
     for heading in ("n", *(cell.heading for row in table[:1] for cell in (*row.accuracy, row.difference))):
         accuracy.add_column(Text("\n".join(heading.rsplit(" ", 1))), justify="right", no_wrap=True)
     for _, heading, _, _ in _COSTS:
@@ -149,8 +149,8 @@ def _remark(c: Comparison, entry: Entry) -> str:
     return ", ".join(filter(None, ["reference" if entry is c.reference else "", entry.remark]))
 
 
-def _empty(title: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+def _with_names(title: str) -> Table:
+    table = empty_table(Text(title))
     table.add_column("", overflow="fold")
     return table
 

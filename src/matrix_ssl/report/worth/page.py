@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from matrix_ssl.report.figures import MARKERS, Curve, Figurine, Panel, stacked
 from matrix_ssl.report.formats import ABSENT, Cell, duration, number, percent, present, settings, whole
 from matrix_ssl.report.svg import colour
 from matrix_ssl.report.template import write_page
+from matrix_ssl.report.terminal import empty_table
 from matrix_ssl.report.worth.data import Arm, Results, read_worth
 from matrix_ssl.report.worth.words import interval, notes, points, reading, sentence
 
@@ -153,7 +152,7 @@ def terminal(r: Results) -> Group:
     """Accuracies, differences, the sentence and the notes, for a terminal."""
     tables = []
     for title, rows in (("Accuracy in %", accuracies(r)), ("Differences in points", differences(r))):
-        table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        table = empty_table(Text(title))
         table.add_column("", overflow="fold")
         for cell in rows[0][2] if rows else ():
             table.add_column(Text(cell.heading.replace(" a ", "\na ").replace(" of ", "\nof ")), justify="right")
