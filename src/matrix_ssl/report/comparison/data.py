@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from matrix_ssl.config.untrusted import MOST_DIGITS, parse_json, read_file, why
-from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, paired_difference, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
-from matrix_ssl.report.records import Number, Text, parse
+from matrix_ssl.report.records import Number, Text, parse, read
 
 RESULTS = "compare.json"
 _LINEAR = next(m for m in MEASURES if m.key == "linear")
-_REMEDY = "move it away and run matrix-ssl compare again"
 
 
 @dataclass(frozen=True)
@@ -257,18 +254,15 @@ class Comparison:
 
 def read_comparison(out: Path) -> Comparison:
     """The comparison in a folder; raises RunFolderError if ``compare.json`` is missing or damaged."""
-    path = out / RESULTS
-    try:
-        return parse_comparison(parse_json(read_file(path), digits=MOST_DIGITS), path)
-    except FileNotFoundError:
-        raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl compare has written.") from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {why(error)}; {_REMEDY}.") from error
+    return _compare(read(Results, out / RESULTS, command="matrix-ssl compare"))
 
 
 def parse_comparison(values: Any, path: Path) -> Comparison:
     """The comparison that the contents of ``path`` describe."""
-    results = parse(Results, values, path, remedy=_REMEDY)
+    return _compare(parse(Results, values, path, remedy="move it away and run matrix-ssl compare again"))
+
+
+def _compare(results: Results) -> Comparison:
     trials = results.tuning.rows if results.tuning else ()
     names = method_names([*results.methods, *(run.method for run in results.rows), *(t.method for t in trials)])
     entries = _entries(results, names)

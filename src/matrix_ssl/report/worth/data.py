@@ -6,13 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from matrix_ssl.config.untrusted import MOST_DIGITS, parse_json, read_file, why
-from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison.statistics import Estimate
-from matrix_ssl.report.records import Number, Text, parse
+from matrix_ssl.report.records import Number, Text, read
 
 RESULTS = "worth.json"
-_REMEDY = "move it away and run matrix-ssl worth again"
 _NAMES = {
     "pixels_frozen": "raw pixels",
     "random_frozen": "random",
@@ -151,10 +148,4 @@ class Results:
 
 def read_worth(out: Path) -> Results:
     """The results in a folder; raises RunFolderError if ``worth.json`` is missing or damaged."""
-    path = out / RESULTS
-    try:
-        return parse(Results, parse_json(read_file(path), digits=MOST_DIGITS), path, remedy=_REMEDY)
-    except FileNotFoundError:
-        raise RunFolderError(f"{out} has no {RESULTS}: choose a folder that matrix-ssl worth has written.") from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {why(error)}; {_REMEDY}.") from error
+    return read(Results, out / RESULTS, command="matrix-ssl worth")
