@@ -71,6 +71,11 @@ def common_folder(places: Sequence[str]) -> str:
     return first[: max(first.rfind("/", 0, length), first.rfind(os.sep, 0, length)) + 1]
 
 
+def device_name(environment: Mapping[str, Any]) -> str:
+    """The device of a run by the most telling name on record; empty if none is."""
+    return str(environment.get("device_name") or environment.get("device") or "")
+
+
 def present(facts: Mapping[str, str]) -> list[tuple[str, str]]:
     """The facts that are known, in order."""
     return [(name, text) for name, text in facts.items() if text]

@@ -9,7 +9,7 @@ from matrix_ssl.report.comparison.data import Comparison, Group, Trial, Tuning, 
 from matrix_ssl.report.comparison.statistics import SIGNIFICANT
 from matrix_ssl.report.comparison.table import difference_cell, rows, table_note
 from matrix_ssl.report.comparison.words import notes, p_value, verdict
-from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, present, settings, whole
+from matrix_ssl.report.formats import ABSENT, Cell, device_name, duration, percent, present, settings, whole
 from matrix_ssl.report.measures import MEASURES
 from matrix_ssl.report.template import write_page
 
@@ -54,7 +54,7 @@ def write_comparison(out: Path) -> Path:
 
 def _facts(c: Comparison) -> list[tuple[str, str]]:
     """Short answers below the headline."""
-    r, environment = c.results, c.results.environment
+    r = c.results
     failed = sum(len(entry.failures) for entry in c.entries)
     time = sum(run.seconds or 0.0 for entry in c.entries for run in entry.runs)
     return present({
@@ -67,7 +67,7 @@ def _facts(c: Comparison) -> list[tuple[str, str]]:
         "Runs done": f"{c.done} of {c.planned}" if c.planned else "",
         "Runs failed": whole(failed or None),
         "Time of all runs": duration(time) if time else "",
-        "Device": str(environment.get("device_name") or environment.get("device") or ""),
+        "Device": device_name(r.environment),
     })  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from matrix_ssl.report.figures import MARKERS, Curve, Figurine, Panel, stacked
-from matrix_ssl.report.formats import ABSENT, Cell, duration, number, percent, present, settings, whole
+from matrix_ssl.report.formats import ABSENT, Cell, device_name, duration, number, percent, present, settings, whole
 from matrix_ssl.report.svg import colour
 from matrix_ssl.report.template import write_page
 from matrix_ssl.report.terminal import empty_table
@@ -178,7 +178,7 @@ def _facts(r: Results) -> list[tuple[str, str]]:
         "Image size": f"{r.image_size} px",
         "Public encoder": r.public.reference,
         "Time of pre-training": duration(time) if time else "",
-        "Device": str(r.environment.get("device_name") or r.environment.get("device") or ""),
+        "Device": device_name(r.environment),
     })  # fmt: skip
 
 
