@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from matrix_ssl.config.untrusted import MOST_TEXT, read_file, why
-from matrix_ssl.errors import DataError, did_you_mean
+from matrix_ssl.errors import DataError
 from matrix_ssl.report.explore.contents import Categories, Column, Numbers
 
 _PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths
@@ -44,17 +44,6 @@ def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
             columns.append(_column(heading, texts))
     described = sum(image is not None for image in images)
     return columns, f"{path.name} has a row for {described:,} of the {len(places):,} images."
-
-
-def choose(columns: Sequence[Column], name: str) -> Column:
-    """The column with a given name; DataError with the closest name if there is none."""
-    for column in columns:
-        if column.name == name:
-            return column
-    names = [column.name for column in columns]
-    raise DataError(
-        f"There is no column {name!r} to colour by; there are {', '.join(names)}.{did_you_mean(name, names)}"
-    )
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
