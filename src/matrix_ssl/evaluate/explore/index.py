@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.inputs import Matrix, unit_rows
-from matrix_ssl.evaluate.explore.neighbours import Neighbours
+from matrix_ssl.evaluate.explore.neighbours import Neighbours, unit_queries
 
 _ROUNDING = 2.0**-11  # relative rounding error in half precision
 _SMALLEST = 2.0**-25  # absolute rounding error of half precision's subnormal numbers
@@ -46,16 +45,7 @@ class ExactIndex:
             ConfigError: ``k`` is not between 1 and the number of images.
             DataError: the widths differ, or a value is not finite.
         """
-        check_whole("k", k)
-        if not 1 <= k <= len(self._rows):
-            raise ConfigError(f"k={k}: expected 1 to {len(self._rows)} neighbours, as many as there are images.")
-        units = unit_rows(queries, "queries")
-        if units.shape[1] != self._rows.shape[1]:
-            raise DataError(
-                f"The queries have {units.shape[1]} features, the images {self._rows.shape[1]}: use one encoder for "
-                "both."
-            )
-        answers = [self._search(unit, k) for unit in units]
+        answers = [self._search(unit, k) for unit in unit_queries(queries, self._rows, k=k)]
         indices, similarities = (torch.stack(parts).numpy() for parts in zip(*answers, strict=True))
         return Neighbours(indices, similarities)
 

@@ -86,12 +86,9 @@ class ApproximateIndex:
         Raises:
             ConfigError: ``k`` is not between 1 and the number of images.
         """
-        check_whole("k", k)
-        if not 1 <= k <= len(self._rows):
-            raise ConfigError(f"k={k}: expected 1 to {len(self._rows)} neighbours, as many as there are images.")
+        units = unit_queries(queries, self._rows, k=k)
         self._index.hnsw.efSearch = max(_CANDIDATES, k)
-        width = self._rows.shape[1]
-        similarities, indices = self._index.search(unit_rows(_queries(queries, width), "queries").numpy(), k)
+        similarities, indices = self._index.search(units.numpy(), k)
         return Neighbours(indices.astype(np.int64), similarities.clip(-1.0, 1.0))
 
 
@@ -105,6 +102,19 @@ def recall(approximate: Neighbours, exact: Neighbours) -> float:
     if a.shape != b.shape:
         raise DataError(f"Neighbours of shapes {a.shape} and {b.shape} cannot be compared: search for equal k.")
     return float(np.mean([np.isin(row, other).mean() for row, other in zip(b, a, strict=True)]))
+
+
+def unit_queries(queries: Matrix, rows: torch.Tensor, *, k: int) -> torch.Tensor:
+    """Queries to an index, normalised to length one.
+
+    Raises:
+        ConfigError: ``k`` is not between 1 and the number of rows.
+        DataError: the widths differ, or a value is not finite.
+    """
+    check_whole("k", k)
+    if not 1 <= k <= len(rows):
+        raise ConfigError(f"k={k}: expected 1 to {len(rows)} neighbours, as many as there are images.")
+    return unit_rows(_queries(queries, rows.shape[1]), "queries")
 
 
 def _queries(queries: Matrix, width: int) -> torch.Tensor:
