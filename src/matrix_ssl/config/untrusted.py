@@ -82,11 +82,11 @@ def read_file(path: str | Path, *, most: int = MOST_JSON) -> bytes:
         return read_at_most(file, most)
 
 
-def each_line(path: str | Path, *, most: int = MOST_TEXT) -> Iterator[bytes]:
+def each_line(path: str | Path) -> Iterator[bytes]:
     """The lines of a regular file with their ends, one at a time; OSError as for ``read_file``."""
     with open_file(path) as file, BufferedReader(file) as lines:
-        if os.fstat(file.fileno()).st_size > most:
-            raise _too_large(most)
+        if os.fstat(file.fileno()).st_size > MOST_TEXT:
+            raise _too_large(MOST_TEXT)
         yield from lines
 
 

@@ -23,9 +23,9 @@ Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
 
 
-def read_image(path: Path, *, reading: Reading = COLOURS, page: int = 0) -> torch.Tensor:
+def read_image(path: Path, *, reading: Reading = COLOURS) -> torch.Tensor:
     """The image of a file, as from ``decode_image``; UnreadableImage if it cannot be opened or decoded."""
-    return decode_image(read_content(path), str(path), reading=reading, page=page)
+    return decode_image(read_content(path), str(path), reading=reading)
 
 
 def decode_image(content: bytes, where: str, *, reading: Reading = COLOURS, page: int = 0) -> torch.Tensor:

@@ -84,20 +84,17 @@ def _write_npy(path: Path, embedding: Embedding) -> None:
         staged.unlink(missing_ok=True)
 
 
-def read_embedding(path: Path, *, key: str | None = None) -> Embedding:
+def read_embedding(path: Path) -> Embedding:
     """Reads features from a file of this package or any other program; what the file lacks is left empty.
 
     Images without a path are named by their row, ``features.npy[12]``.
-
-    Args:
-        key: as for ``feature_rows.open_features``.
 
     Raises:
         DataError: the file is missing or damaged, its parts do not fit together, or an element is not finite.
     """
     if path.suffix.lower() == ".csv":
         return _fitting(path, *_read_csv(path))
-    rows = open_features(path, key=key)
+    rows = open_features(path)
     features = torch.cat(list(rows.batches())).float().numpy()
     try:
         return _fitting(path, features, _read_facts(path))

@@ -22,6 +22,7 @@ from matrix_ssl.runs.folder import identity
 
 _STREAM, _QUERIES = 0x3A9, 0x6A11  # random streams that sample the images on the map and the queries
 _GALLERY, _NEIGHBOURS = 10, 7  # queries in the gallery, and neighbours per query
+_SIDE = 64  # pixels, the longest side of a thumbnail; smaller images are not enlarged
 
 
 def write_map(path: Path, source: Source, features: Features) -> None:
@@ -102,16 +103,15 @@ def gallery(
     queries: Tensor,
     k: int,
     where: Callable[[int], str],
-    side: int = 64,
 ) -> dict[str, NDArray]:
     """Thumbnails of some images and of their nearest neighbours, as arrays ready for an .npz file.
+
+    If shapes differ, each image is centred on a white canvas.
 
     Args:
         labels: integers (n,), -1 for unlabelled images.
         read: returns the image at an index, uint8 (c, h, w) with the same c for all.
         where: returns the path of the image at an index.
-        side: longest side of a thumbnail, in pixels. Smaller images are not enlarged; if shapes differ, each image is
-            centred on a white canvas.
 
     Returns:
         ``gallery_query`` uint8 (q, h, w, c), ``gallery_neighbours`` uint8 (q, k, h, w, c), ``gallery_query_label``
@@ -120,7 +120,7 @@ def gallery(
     """
     indices, similarities = nearest_neighbours(features, queries, k=k)
     chosen = torch.cat([queries.to(indices.device)[:, None], indices], dim=1).cpu()  # (q, 1 + k)
-    images = same_canvas([thumbnail(read(index), side) for index in chosen.flatten().tolist()])
+    images = same_canvas([thumbnail(read(index), _SIDE) for index in chosen.flatten().tolist()])
     grid = images.permute(0, 2, 3, 1).unflatten(0, chosen.shape).numpy()
     places = np.array([where(index) for index in chosen.flatten().tolist()]).reshape(chosen.shape)
     labels_chosen = labels.cpu().long()[chosen]

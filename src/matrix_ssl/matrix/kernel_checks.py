@@ -95,9 +95,9 @@ def check_sample_count(n: int, least: int, x: Tensor, name: str, purpose: str) -
         raise errors.MatrixShapeError(f"{label(x, name)} has {n} rows: {purpose} needs at least {least}. Pass more.")
 
 
-def check_same_samples(first: Tensor, second: Tensor, names: str, axis: int = -2) -> None:
-    """Raises unless both have the same number of samples, the size of ``axis``, and leading sizes that fit."""
-    fits = first.shape[axis] == second.shape[axis]
+def check_same_samples(first: Tensor, second: Tensor, names: str) -> None:
+    """Raises unless both (..., n, d) have the same number of samples, and leading sizes that fit."""
+    fits = first.shape[-2] == second.shape[-2]
     fits &= all(m == n or 1 in (m, n) for m, n in zip(first.shape[-3::-1], second.shape[-3::-1], strict=False))
     if not fits:
         raise errors.MatrixShapeError(
