@@ -17,10 +17,14 @@ def recipes(context: click.Context, parameter: click.Parameter, text: str) -> li
     return [CompletionItem(name, help=words) for name, words in list_recipes().items() if name.startswith(text)]
 
 
-def methods(context: click.Context | None, parameter: click.Parameter | None, text: str) -> list[CompletionItem]:
+def method_names() -> list[str]:
+    """The methods of this package, by the names of their files."""
+    return sorted(file.name for file in pkgutil.iter_modules([str(METHODS)]) if not file.name.startswith("_"))
+
+
+def methods(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
     """Methods of this package."""
-    names = (module.name for module in pkgutil.iter_modules([str(METHODS)]))
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(text) and not name.startswith("_")]
+    return [CompletionItem(name) for name in method_names() if name.startswith(text)]
 
 
 def methods_or_files(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:

@@ -45,7 +45,7 @@ def methods(name: str | None) -> None:
 
 def _first_lines() -> dict[str, str]:
     """The first line about every method, read from its file, since importing one would import PyTorch, for seconds."""
-    files = (completion.METHODS / f"{item.value}.py" for item in completion.methods(None, None, ""))
+    files = (completion.METHODS / f"{name}.py" for name in completion.method_names())
     return {path.stem: (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0] for path in files}
 
 
