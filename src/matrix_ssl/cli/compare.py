@@ -16,6 +16,7 @@ from matrix_ssl.training.configure import default_run, outline
 if TYPE_CHECKING:
     from matrix_ssl.compare.comparison import ComparisonRun
     from matrix_ssl.compare.plan import Job
+    from matrix_ssl.compare.schedule import Place
 
 
 @click.command()
@@ -83,20 +84,18 @@ def compare(
     from matrix_ssl.compare.job import with_measured, with_precision
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
-    from matrix_ssl.compare.trials import adopt, check_fits, read_rules
+    from matrix_ssl.compare.trials import read_rules
     from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.baselines import open_baselines
-    from matrix_ssl.report.comparison.data import read_comparison
-    from matrix_ssl.report.comparison.table import terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
-    from matrix_ssl.runs.folder import check_folder, held
+    from matrix_ssl.runs.folder import check_folder
 
     names = choose_methods(methods, base)
     chosen = method_options.read_options(chosen, names)
     base, others = method_options.with_options(base, chosen)
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
-    where = places(devices.choose_device(device).type, jobs=jobs)
+    chosen_device = devices.choose_device(device)
     check_folder(out, first=PLAN)
     earlier = None if fresh else out / PLAN
     rules: dict[str, Any] = {"trials": 4, "tuning_budget": budget, "tuning_settings": (), "measure": "linear"} | given
@@ -107,7 +106,7 @@ def compare(
         check_outside(out, base.data.source, data_root=data_root)
     public = open_baselines(baseline, base.data, sizes=baseline_size, download=download)  # before images are read
     base = with_measured(base, data_root=data_root, download=download, say=options.say)
-    base = with_precision(base, devices.choose_device(device), plan=earlier, run="base")
+    base = with_precision(base, chosen_device, plan=earlier, run="base")
     plan = Plan(
         base=dataclasses.replace(base, seed=0), methods=names,
         reference=compared, seeds=seeds, budget=budget,
@@ -120,6 +119,20 @@ def compare(
     remarks = comparison.open_data(data_root=data_root, download=download, fresh=fresh)
     for remark in (*method_options.lacking(chosen, names), *remarks):
         options.say(remark)
+    _run(comparison, places(chosen_device.type, jobs=jobs), fresh=fresh, trials_from=trials_from, data_root=data_root)
+
+
+def _run(
+    comparison: "ComparisonRun", where: "list[Place]", *, fresh: bool, trials_from: Path | None, data_root: Path | None
+) -> None:
+    """Runs what has no result yet and shows the results; TrainingError if some of it fails."""
+    from matrix_ssl.compare.comparison import PLAN
+    from matrix_ssl.compare.trials import adopt, check_fits
+    from matrix_ssl.report.comparison.data import read_comparison
+    from matrix_ssl.report.comparison.table import terminal
+    from matrix_ssl.runs.folder import held
+
+    out = comparison.out
     with held(out, fresh=fresh, say=options.say, first=PLAN):
         if trials_from is not None:
             check_fits(comparison, trials_from)
@@ -128,7 +141,8 @@ def compare(
             options.say(f"{adopt(comparison, trials_from)} trials are those of {trials_from}.")
         done, total = comparison.count()
         options.say(
-            f"{len(names)} methods, {total} jobs ({done} done), {len(where)} at a time on {where[0].device}: {out}"
+            f"{len(comparison.plan.methods)} methods, {total} jobs ({done} done), {len(where)} at a time on "
+            f"{where[0].device}: {out}"
         )
         with _progress(comparison) as (ended, running):
             results = comparison.run(where=where, data_root=data_root, ended=ended, running=running)
