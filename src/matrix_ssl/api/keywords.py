@@ -27,17 +27,14 @@ def assign(
     Raises:
         ConfigError: a keyword is the last part of more than one name.
     """
-    assignments: list[Assignment] = [(_whole(key, known), _plain(value)) for key, value in keywords.items()]
-    if isinstance(settings, Mapping):
-        return [*assignments, *((key, _plain(value)) for key, value in settings.items())]
-    return [*assignments, *listed(settings)]
+    return [*((_whole(key, known), _plain(value)) for key, value in keywords.items()), *assignments(settings)]
 
 
-def assignments(settings: Mapping[str, Any] | Iterable[str] | None) -> Iterable[Assignment]:
+def assignments(settings: Mapping[str, Any] | Iterable[str] | None) -> list[Assignment]:
     """Assignments for ``config.override`` from values by full setting names or strings ``key=value``; None: none."""
     if isinstance(settings, Mapping):
-        return settings.items()
-    return listed(settings or ())
+        return [(key, _plain(value)) for key, value in settings.items()]
+    return [*listed(settings or ())]
 
 
 def listed(names: Name | Iterable[Name]) -> list[Name]:
