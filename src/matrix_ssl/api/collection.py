@@ -21,7 +21,7 @@ from matrix_ssl.evaluate.explore.neighbours import ApproximateIndex, Neighbours,
 from matrix_ssl.evaluate.explore.outliers import outlier_scores
 from matrix_ssl.evaluate.explore.selection import Rule, select
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
-from matrix_ssl.report.listing import MOST_IMAGES, Listing, numbered
+from matrix_ssl.report.listing import MOST_IMAGES, Cell, Listing, numbered
 
 _MOST_ISSUES = 0.2  # fraction of the labels that may look wrong before the encoder is to blame
 _TRIED, _STREAM = 200, 0x5EA  # images on which the recall of approximate search is measured; stream that samples them
@@ -49,7 +49,7 @@ class Collection(Gathered):
         """
         names, vectors, own = self._queries(as_queries(queries))
         answers, note = self._neighbours(vectors, own, k, approximate=approximate)
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[tuple[Cell, ...]] = []
         for name, indices, similarities in zip(names, answers.indices, answers.similarities, strict=True):
             chosen = zip(indices.tolist(), similarities.tolist(), strict=True)
             rows += [(name, rank, round(s, 6), *self._image(i)) for rank, (i, s) in enumerate(chosen, 1) if i >= 0]
@@ -60,7 +60,7 @@ class Collection(Gathered):
     def duplicates(self, *, threshold: float = THRESHOLD) -> Listing:
         """Groups of images connected by cosine similarities of at least ``threshold``, the largest group first."""
         groups = near_duplicates(self.embedding.features, threshold=threshold)
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[tuple[Cell, ...]] = []
         for number, group in enumerate(groups, 1):
             unit = _unit(self.embedding.features[group])
             rows += [(number, round(float(u @ unit[0]), 6), *self._image(i)) for i, u in zip(group, unit, strict=True)]
@@ -89,7 +89,7 @@ class Collection(Gathered):
     def clusters(self, *, count: int | None = None, seed: int = 0) -> Listing:
         """Assigns every image to a cluster; the largest cluster, and in each the most central images, come first."""
         result = cluster(self.embedding.features, count=count, seed=seed)
-        rows: list[tuple[str | int | float, ...]] = []
+        rows: list[tuple[Cell, ...]] = []
         for number, representatives in enumerate(result.representatives):
             chosen = set(representatives.tolist())
             rest = [int(i) for i in np.flatnonzero(result.assignments == number) if int(i) not in chosen]

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import file_sha256
@@ -125,10 +126,7 @@ def _pack_split(
 
 
 def _write(path: Path, split: str, shard: Shard, source: Source) -> Packed:
-    def write(file: IO[bytes]) -> None:
-        shard.write(file, source)
-
-    write_atomically(path, write)
+    write_atomically(path, partial(shard.write, source=source))
     unreadable = [list(one) for one in shard.unreadable]
     size, images = path.stat().st_size, len(shard.images)
     return Packed(path.name, split, shard.start, shard.stop, images, size, file_sha256(path), unreadable)

@@ -48,8 +48,8 @@ def budgets(source: Source, seeds: int) -> tuple[list[Budget], list[str]]:
         draws = (draw_labelled(torch.from_numpy(labels), shots=shots, draw=seed, seed=0) for seed in range(seeds))
         chosen.append(Budget(f"labels_{shots}", name, tuple(np.sort(draw.numpy()) for draw in draws)))
     for percent in _PARTS:
-        draws_ = tuple(stratified(source, percent / 100, seed=seed) for seed in range(seeds))
-        chosen.append(Budget(f"percent_{percent}", f"{percent} % of the labels", draws_))
+        subsets = tuple(stratified(source, percent / 100, seed=seed) for seed in range(seeds))
+        chosen.append(Budget(f"percent_{percent}", f"{percent} % of the labels", subsets))
     chosen.append(Budget("all", "all labels", (everything,) * seeds))
     different: dict[int, Budget] = {}
     for budget in chosen:

@@ -271,11 +271,9 @@ class WorthRun:
             rows = [right[key] for seed in range(self.plan.seeds) if (key := (arm, budget.key, seed)) in right]
             if rows:
                 accuracy[budget.key] = {**_estimate(rows), "seeds": [r.mean() for r in rows]}
-        pretraining = [
-            self._pretrained(arm.network, seed) if arm.network in PRETRAINED else None
-            for seed in range(self.plan.seeds)
-        ]
-        answers = [self._answers(arm, seed) for seed in range(self.plan.seeds)]
+        seeds = range(self.plan.seeds)
+        pretraining = [self._pretrained(arm.network, seed) for seed in (seeds if arm.network in PRETRAINED else ())]
+        answers = [self._answers(arm, seed) for seed in seeds]
         return {
             "network": arm.network, "use": arm.use,
             "image_size": (self.plan.base.data if arm.use == "tuned" else self._data(arm.network)).image_size,
