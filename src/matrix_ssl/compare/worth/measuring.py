@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from matrix_ssl.compare.worth.labels import Budget
-from matrix_ssl.compare.worth.plan import Arm
 from matrix_ssl.compare.worth.training import check_question
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.arrays import read_arrays
@@ -64,11 +63,6 @@ class Answers:
             raise RunFolderError(
                 f"{file} is damaged ({why(error)}). Remove it and {facts.name}, and run the same command again."
             ) from error
-
-
-def path_of(folder: Path, arm: Arm, seed: int) -> Path:
-    """The path of an arm's answers, without a suffix."""
-    return folder / f"{arm.key}-seed-{seed}"
 
 
 def features(

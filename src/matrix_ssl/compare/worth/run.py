@@ -258,11 +258,10 @@ class WorthRun:
 
     def _keep(self, arm: Arm, seed: int, answers: Answers) -> None:
         (self.out / "answers").mkdir(exist_ok=True)
-        answers.write(measuring.path_of(self.out / "answers", arm, seed), question=self._question(arm.key, seed))
+        answers.write(self._answers_path(arm, seed), question=self._question(arm.key, seed))
 
     def _answers(self, arm: Arm, seed: int) -> Answers | None:
-        path = measuring.path_of(self.out / "answers", arm, seed)
-        return Answers.read(path, question=self._question(arm.key, seed))
+        return Answers.read(self._answers_path(arm, seed), question=self._question(arm.key, seed))
 
     def _describe(self, arm: Arm, right: dict[Any, Any]) -> dict[str, Any]:
         """The description of an arm in ``worth.json``: accuracies over seeds and images, and seconds taken."""
@@ -323,6 +322,10 @@ class WorthRun:
 
     def _folder(self, network: Network, seed: int) -> Path:
         return self.out / "runs" / network / f"seed-{seed}"
+
+    def _answers_path(self, arm: Arm, seed: int) -> Path:
+        """Without a suffix, for the two files of ``Answers``."""
+        return self.out / "answers" / f"{arm.key}-seed-{seed}"
 
     def _tuned_folder(self, start: Network, budget: Budget, seed: int) -> Path:
         return self.out / "tuned" / start / f"{budget.key}-seed-{seed}"
