@@ -193,7 +193,7 @@ def test_commands_and_options_of_the_table_exist() -> None:
             assert options <= {each for parameter in command.params for each in parameter.opts}, part
 
 
-def test_it_loads_none_of_the_packages_that_it_looks_for(tmp_path: Path) -> None:
+def test_it_loads_none_of_the_packages_that_it_looks_for() -> None:
     """So it takes the two seconds of PyTorch alone, and a broken package does not break it."""
     code = (
         "import sys; from matrix_ssl.cli.main import commands\n"

@@ -127,7 +127,7 @@ def test_cmyk_jpeg_is_close_to_the_rgb_original(rgb: np.ndarray) -> None:
     assert np.abs(255 - decode(content).astype(int) - big).mean() > 60  # inverted inks would be far off
 
 
-def test_first_frame_of_an_animation(rgb: np.ndarray) -> None:
+def test_first_frame_of_an_animation() -> None:
     frames = [Image.fromarray(np.full((4, 4, 3), level, dtype=np.uint8)) for level in (50, 200)]
     for kind in ("GIF", "PNG", "TIFF"):
         assert (decode(encode(frames[0], kind, save_all=True, append_images=frames[1:])) == 50).all()
@@ -167,7 +167,7 @@ def test_damaged_exif_does_not_cost_the_image(rgb: np.ndarray, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
-def test_truncated_files_are_refused(rgb: np.ndarray, kind: str) -> None:
+def test_truncated_files_are_refused(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     content = encode(Image.fromarray(noise), kind)
     for part in (0.3, 0.7):

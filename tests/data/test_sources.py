@@ -452,7 +452,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def test_hugging_face_folder(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_hugging_face_folder(saved: Callable[..., Path]) -> None:
     location = f"hf:{saved(('train', [5, 6, 8]), ('validation', [9]))}"
     train, test = opened(location), opened(location, "test")
     assert has_test_split(location, data_root=None)

@@ -310,7 +310,7 @@ def test_what_only_another_process_sees_is_told_by_it(tmp_path: Path) -> None:
     assert runs.check_failure(first).startswith("Another process of this run has ended")
 
 
-def test_a_complete_run_is_complete_for_all(tmp_path: Path, pair: Path) -> None:
+def test_a_complete_run_is_complete_for_all(pair: Path) -> None:
     before = (pair / "encoder.safetensors").read_bytes()
     first, second = end(start_processes(pair.parent, tiny(*SHORT), count=2))
     assert (first.code, second.code) == (0, 0)

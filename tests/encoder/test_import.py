@@ -119,7 +119,7 @@ class TestPublishedFormats:
             features = model.forward_head(model.forward_features(images), pre_logits=True)
             torch.testing.assert_close(opened.encoder(images), features)
 
-    def test_transformers(self, tmp_path) -> None:
+    def test_transformers(self) -> None:
         transformers = pytest.importorskip("transformers")
         torch.manual_seed(0)
         basic = transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])

@@ -367,7 +367,7 @@ def test_wrong_settings_are_refused_and_leave_no_folder(words, message, base, da
 # runs
 
 
-def test_a_run_holds_model_and_record(finished, base, data):
+def test_a_run_holds_model_and_record(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {".lock", "config.json", "environment.json", "metrics.jsonl", "finetune.json", "model"}
     result = read_json(finished / "finetune.json")
@@ -496,7 +496,7 @@ def test_what_a_kill_in_the_first_write_leaves_is_taken_up(base, data, tmp_path)
     assert (tmp_path / "finetune.json").exists() and not list(tmp_path.glob("*.tmp"))
 
 
-def test_fresh_keeps_the_old_run(finished, base, data, tmp_path):
+def test_fresh_keeps_the_old_run(base, data, tmp_path):
     out = tmp_path / "run"
     command(*short(base, data, out, "--set", "max_steps=1"))
     command(*short(base, data, out, "--set", "max_steps=2", "--fresh"))

@@ -42,7 +42,6 @@ EXACT = FORMS | {
 }
 del EXACT["lanczos"]
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-each_exact = pytest.mark.parametrize("form", EXACT.values(), ids=EXACT)
 
 
 def gradients(hidden: Tensor, head: Tensor, labels: Tensor, **options) -> tuple[Tensor, ...]:

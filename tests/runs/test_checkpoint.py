@@ -285,7 +285,7 @@ def test_the_same_tensors_give_the_same_bytes() -> None:
     assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0  # what the format asks for
 
 
-def test_weights_must_fit_name_by_name(tmp_path: Path) -> None:
+def test_weights_must_fit_name_by_name() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = {k: v.clone() for k, v in module.state_dict().items()}
     load_strictly(module, before, "itself")

@@ -157,7 +157,7 @@ class TestIndex:
         with pytest.raises(ConfigError, match=r"--data .*f\.npz is not a folder"):
             open_index(encoder, data=str(folder / "f.npz"))
 
-    def test_is_needed_for_a_search(self, place):
+    def test_is_needed_for_a_search(self):
         client, _ = means()
         answer = client.post("/search", content=b"x")
         assert (answer.status_code, "--index" in answer.json()["error"]) == (404, True)

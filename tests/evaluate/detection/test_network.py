@@ -26,7 +26,6 @@ from matrix_ssl.runs.folder import CONFIG, ENCODER, read_config
 from tests.support.drawn_coco import thin_backbone
 
 ARCHITECTURES = ("c4", "fpn")
-IN_C4 = {"layer4": "roi_heads.res5.layer4"}  # where the encoder's modules went
 
 
 def settings(*assignments: str) -> DetectionSettings:

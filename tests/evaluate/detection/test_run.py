@@ -121,7 +121,7 @@ class TestAgain:
         error = fail(whole.parent, arguments(data, EPOCHS, change), before=THINLY)
         assert message in error and "choose another folder, or use --fresh" in error
 
-    def test_other_annotations_are_refused(self, whole: Path, data: Path, tmp_path: Path) -> None:
+    def test_other_annotations_are_refused(self, whole: Path, tmp_path: Path) -> None:
         other = write_set(tmp_path)
         succeed(whole.parent, arguments(other, EPOCHS), before=THINLY)  # the same images in another place
         (other / "val.json").write_text((other / "val.json").read_text() + " ")
