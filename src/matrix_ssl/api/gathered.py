@@ -19,7 +19,7 @@ from matrix_ssl.api.questions import Places, query_images
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded, is_file, is_there
-from matrix_ssl.data.base import Source
+from matrix_ssl.data.base import Source, evenly
 from matrix_ssl.data.folder import FolderSource
 from matrix_ssl.data.images import read_image
 from matrix_ssl.data.objects import as_data
@@ -143,11 +143,11 @@ class Gathered:
     def _unchanged(self, source: Source) -> Source:
         """Returns the images; DataError if one of a sample has changed since its features were computed."""
         digests = self.embedding.digests or ()
-        for row in np.unique(np.linspace(0, len(digests) - 1, _LOOKED_AT).astype(int)) if digests else ():
-            content = source.encoded(int(row))  # None for pixels: they may have been read in a different way
+        for row in evenly(len(digests), _LOOKED_AT).tolist():
+            content = source.encoded(row)  # None for pixels: they may have been read in a different way
             if content is not None and digests[row] not in ("", hashlib.sha256(content).hexdigest()):
                 raise DataError(
-                    f"{source.where(int(row))} has changed since {self._where} was written: compute the features again."
+                    f"{source.where(row)} has changed since {self._where} was written: compute the features again."
                 )
         return source
 

@@ -222,6 +222,11 @@ class MemorySource(PlacedSource):
         return 0 if self.origin is None else self.origin.highest_level(index)
 
 
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` of the indices from 0 to count - 1, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
 def as_indices(indices: ArrayLike, count: int) -> NDArray[np.int64]:
     """Indices into a dataset of ``count`` images, int64; IndexError unless they are integers in its range."""
     rows = np.asarray(indices)

@@ -15,7 +15,7 @@ from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded, why
 from matrix_ssl.data import huggingface, layout
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
-from matrix_ssl.data.base import Source
+from matrix_ssl.data.base import Source, evenly
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
@@ -116,8 +116,8 @@ def _dark(source: Source) -> str:
     """
     if not source.highest_level(0):
         return ""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int))
-    highest = max(source.highest_level(int(row)) for row in rows)
+    rows = evenly(len(source), _LOOKED_AT)
+    highest = max(map(source.highest_level, rows.tolist()))
     bits = max(highest.bit_length(), 8)
     if bits >= _FULL_BITS:
         return ""

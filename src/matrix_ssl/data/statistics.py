@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.data.base import Source
+from matrix_ssl.data.base import Source, evenly
 from matrix_ssl.data.workers import Reader, read_batches
 from matrix_ssl.errors import DataError, UnreadableImage
 
@@ -69,7 +69,7 @@ def mean_and_deviation(source: Source, *, workers: int) -> Statistics:
 
 def _read(source: Source, look: Callable[[Source, int], Any], *, workers: int) -> list[Any]:
     """What ``look`` returns for images spread evenly; None for those that cannot be read."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(MOST_IMAGES, len(source))).astype(np.int64))
+    rows = evenly(len(source), MOST_IMAGES)
     keys = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
     count = 0 if source.images is not None else workers
     return [result for batch in read_batches(_Looks(source, look), keys, workers=count) for result in batch]

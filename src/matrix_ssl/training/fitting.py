@@ -17,6 +17,7 @@ from matrix_ssl import config as configuration
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig, system
 from matrix_ssl.data import Source
+from matrix_ssl.data.base import evenly
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.encoder.published import torchvision_weights
 from matrix_ssl.errors import CheckpointError, DataError, UnreadableImage
@@ -196,12 +197,12 @@ def _remark(images: int) -> str:
 def _folder(source: Source, config: RunConfig) -> Folder:
     count = min(len(source), config.data.subset or len(source))
     sides = []
-    for index in np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int)):
+    for index in evenly(len(source), _SAMPLED).tolist():
         try:
             if source.reading.channels:  # whose range is still unknown
-                sides.append(min(source.values(int(index)).shape[:2]))
+                sides.append(min(source.values(index).shape[:2]))
             else:
-                sides.append(min(source.read(int(index)).shape[-2:]))
+                sides.append(min(source.read(index).shape[-2:]))
         except UnreadableImage:
             continue
     return Folder(
