@@ -7,7 +7,7 @@ import click
 
 from matrix_ssl.cli import options, stages
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.runs.folder import CONFIG, read_config
+from matrix_ssl.runs.folder import CONFIG, held, read_config
 from matrix_ssl.training.configure import configure, run_folder
 
 
@@ -83,8 +83,6 @@ def chain(
     if transfer or coco:
         stages.check_stages(run, transfer=transfer, coco=annotated, encoder=network, data_root=data_root)
     if fresh:
-        from matrix_ssl.runs.folder import held
-
         with held(run, fresh=True, say=options.say):
             pass
     stages.run_stages(run, plan, processes=processes, data_root=data_root, say=options.say)

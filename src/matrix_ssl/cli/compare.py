@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from matrix_ssl.cli import options
+from matrix_ssl.config import check_agreement, split_assignment
 from matrix_ssl.errors import ConfigError, TrainingError, did_you_mean
+from matrix_ssl.runs.files import read_object
+from matrix_ssl.runs.folder import check_folder, held
 from matrix_ssl.training.configure import default_run, outline
 
 if TYPE_CHECKING:
@@ -66,7 +70,6 @@ def compare(
     are evaluated on a held-out fifth of the training images; the test images are read once, at the end of every run.
     """
     from matrix_ssl.compare import options as method_options
-    from matrix_ssl.config import check_agreement
 
     check_agreement(assignments, {"epochs": ("--budget", budget)})
     options.check_seeds(assignments)
@@ -89,7 +92,6 @@ def compare(
     from matrix_ssl.evaluate.baselines import open_baselines
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
-    from matrix_ssl.runs.folder import check_folder
 
     names = choose_methods(methods, base)
     chosen = method_options.read_options(chosen, names)
@@ -130,7 +132,6 @@ def _run(
     from matrix_ssl.compare.trials import adopt, check_fits
     from matrix_ssl.report.comparison.data import read_comparison
     from matrix_ssl.report.comparison.table import terminal
-    from matrix_ssl.runs.folder import held
 
     out = comparison.out
     with held(out, fresh=fresh, say=options.say, first=PLAN):
@@ -159,8 +160,6 @@ def _run(
 
 def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
     """Raises ConfigError for trial options if there are no trials, and for settings that the plan determines."""
-    from matrix_ssl.config import split_assignment
-
     names = {"trials": "--trials", "trial_seeds": "--trial-seeds", "tuning_budget": "--tuning-budget",
              "tuning_settings": "--tuning-set", "measure": "--measure"}  # fmt: skip
     if taken and given:
@@ -182,8 +181,6 @@ def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
 
 def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, plan: Path | None) -> str:
     """The method named by ``--reference``, or else that of the comparison in the folder, the recipe's, or the first."""
-    from matrix_ssl.runs.files import read_object
-
     stems = {Path(name).stem: name for name in names}
     if name is None:
         recorded = read_object(plan, "reference")["reference"] if plan is not None and plan.exists() else ""
@@ -196,8 +193,6 @@ def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, pl
 @contextmanager
 def _progress(comparison: "ComparisonRun") -> Iterator[Any]:
     """A bar on a terminal and, everywhere, a line for every job that has ended."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("jobs"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("{task.fields[text]}"))  # fmt: skip
     with Progress(*columns, console=options.stderr, disable=not options.stderr.is_terminal, transient=True) as bar:

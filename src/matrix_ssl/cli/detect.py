@@ -6,7 +6,10 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.config import check_agreement, override
 from matrix_ssl.evaluate.detection.settings import MAY_CHANGE, DetectionSettings
+from matrix_ssl.runs.files import read_object
+from matrix_ssl.runs.folder import CONFIG
 
 
 @click.command()
@@ -44,8 +47,6 @@ def detect(
 
     Images and annotations are in the format of COCO. Settings and their published defaults: docs/detection.md.
     """
-    from matrix_ssl.config import check_agreement, override
-
     named = options.given(architecture=architecture, schedule=schedule, seed=seed)
     check_agreement(assignments, {key: (f"--{key}", value) for key, value in named.items()})
     check_agreement(assignments, {"masks": ("--no-masks", False if no_masks else None)})
@@ -55,8 +56,6 @@ def detect(
     from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.detection import run as runs
     from matrix_ssl.evaluate.detection.scoring import classes_table, scores_table
-    from matrix_ssl.runs.files import read_object
-    from matrix_ssl.runs.folder import CONFIG
     from matrix_ssl.runs.session import session
 
     inputs = runs.Inputs(

@@ -8,7 +8,10 @@ import click
 from rich.box import SIMPLE
 from rich.table import Table
 
+from matrix_ssl import config
 from matrix_ssl.cli import options
+from matrix_ssl.errors import CheckpointError, ConfigError, DataError
+from matrix_ssl.runs.folder import check_output
 
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import ResultTable
@@ -47,7 +50,6 @@ def evaluate(
     Results are in the folder `evaluation` of the run; any other encoder is imported as a run first, into --out. Run the
     same command to resume.
     """
-    from matrix_ssl import config
     from matrix_ssl.api import evaluation
     from matrix_ssl.evaluate.trained.protocols import PROTOCOLS as TRAINED
     from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
@@ -98,9 +100,7 @@ def embed(
     """
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
-    from matrix_ssl.errors import CheckpointError, ConfigError, DataError
     from matrix_ssl.evaluate.embedding_files import check_format
-    from matrix_ssl.runs.folder import check_output
 
     check_format(out, patches=patches)
     run = Run(where, download=download)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.runs.folder import check_output
 
 if TYPE_CHECKING:
     from matrix_ssl.api.collection import Collection
@@ -148,8 +150,6 @@ def _answer(
     """
     from matrix_ssl.api.collection import Collection
     from matrix_ssl.api.gathered import check_outputs
-    from matrix_ssl.errors import ConfigError
-    from matrix_ssl.runs.folder import check_output
 
     out, page = common.pop("out"), common.pop("page")
     if out is not None and out == page:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from matrix_ssl import config
 from matrix_ssl.cli import completion, options
 
 
@@ -18,7 +19,6 @@ def recipes(name: str | None) -> None:
         for recipe, description in list_recipes().items():
             options.stdout.print(f"{recipe:12s} {description}", markup=False)
         return
-    from matrix_ssl import config
     from matrix_ssl.training import setup
 
     for key, value in config.flatten(config.to_dict(setup.complete(find_recipe(name)))):

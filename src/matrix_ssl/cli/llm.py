@@ -10,8 +10,11 @@ import click
 
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.data import templates
 from matrix_ssl.llm.data.templates import Extraction, TemplateName
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings
+from matrix_ssl.runs.files import write_json, write_text
+from matrix_ssl.runs.folder import check_output
 
 _template = click.Choice(get_args(TemplateName))
 _columns = click.option("--columns", metavar="NAMES", help="Columns with questions and answers, with a comma "
@@ -133,9 +136,7 @@ def generate(
     if bool(prompts) == (data is not None):
         raise ConfigError("Name the questions by --prompt TEXT, or a file of them by --data FILE.")
     from matrix_ssl.llm import writing
-    from matrix_ssl.llm.data import question_files, templates
-    from matrix_ssl.runs.files import write_text
-    from matrix_ssl.runs.folder import check_output
+    from matrix_ssl.llm.data import question_files
 
     if out is not None:
         check_output(out, data)
@@ -193,8 +194,6 @@ def score(
     from matrix_ssl.llm import score as scoring
     from matrix_ssl.llm.data import question_files
     from matrix_ssl.runs import devices
-    from matrix_ssl.runs.files import write_json
-    from matrix_ssl.runs.folder import check_output
 
     if extraction is not None and task != "gsm8k":
         raise ConfigError(f"--extract {extraction} finds numbers: remove it with --task {task}.")

@@ -11,6 +11,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from matrix_ssl.cli import completion
+from matrix_ssl.config import split_assignment
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs.signals import limit_time
 from matrix_ssl.runs.terminal import Terminal
@@ -137,8 +138,6 @@ def names(text: str) -> list[str]:
 
 def check_seeds(assignments: Sequence[str]) -> None:
     """Raises ConfigError for a setting ``seed`` in a command that trains with its own seeds."""
-    from matrix_ssl.config import split_assignment
-
     for assignment in assignments:
         if split_assignment(assignment)[0] == "seed" and split_assignment(assignment)[1] != "0":
             raise ConfigError(f"--set {assignment}: this command trains with the seeds 0, 1, 2 and so on, as many as "

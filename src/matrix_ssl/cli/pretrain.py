@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.config import check_agreement, split_assignment
+from matrix_ssl.runs.folder import ENCODER
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 
 _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of runs.loggers.LOGGERS, which a test compares
@@ -43,9 +45,6 @@ def pretrain(
     RECIPE is a name that `matrix-ssl recipes` lists. Without one, start, network, image size, batch and epochs are
     chosen for the images and the machine.
     """
-    from matrix_ssl.config import check_agreement, split_assignment
-    from matrix_ssl.runs.folder import ENCODER
-
     named = {"start.reference": ("--from", where), "deterministic": ("--deterministic", deterministic or None)}
     check_agreement(assignments, named)
     assignments += ("deterministic=true",) if deterministic else ()

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from matrix_ssl import config
 from matrix_ssl.cli import options
 from matrix_ssl.errors import ConfigError
 
@@ -35,7 +36,6 @@ def serve(
     torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. Open the address that is printed in a browser
     for a page about /embed, /search, /health and /info. Ctrl-C stops the service.
     """
-    from matrix_ssl import config
     from matrix_ssl.api.serve import server
     from matrix_ssl.api.serve.opening import open_index, open_served
     from matrix_ssl.api.serve.settings import ServeSettings

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from matrix_ssl import config as configuration
 from matrix_ssl.cli import options
 from matrix_ssl.errors import TrainingError
+from matrix_ssl.runs.folder import check_folder, held
 from matrix_ssl.training.configure import configure, default_run
 
 _QUICK = ("steps=40", "gentle_rates=0.001,2")  # settings of the training with labels
@@ -50,8 +52,6 @@ def worth(
     and, where it can be trained, fine-tuned. The test images are read once, at the end. One page shows curves with
     intervals, costs in minutes, and a sentence that says what the numbers support.
     """
-    from matrix_ssl import config as configuration
-
     named = {"epochs": ("--epochs", epochs), "data.max_unreadable": ("--max-unreadable", max_unreadable)}
     configuration.check_agreement(assignments, named)
     options.check_seeds([*assignments, *adapt_set])
@@ -73,7 +73,6 @@ def worth(
     from matrix_ssl.report.worth.page import PAGE, terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
-    from matrix_ssl.runs.folder import check_folder, held
     from matrix_ssl.training.start import start_from
 
     chosen = {configuration.split_assignment(one)[0] for one in (*assignments, *adapt_set)}
