@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, paired_difference, pairwise
+from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, over_common_seeds, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
 from matrix_ssl.report.records import Number, Text, parse, read
 
@@ -206,9 +206,7 @@ class Comparison:
         """The entry minus the reference over common seeds; None for the reference itself or without a common seed."""
         if self.reference is None or entry is self.reference:
             return None
-        a, b = entry.scores(measure), self.reference.scores(measure)
-        seeds = sorted(a.keys() & b.keys())
-        return paired_difference([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
+        return over_common_seeds(entry.scores(measure), self.reference.scores(measure))
 
     def pairs(self, group: Group) -> dict[tuple[str, str], Pair]:
         """The paired differences in the main measure within a group, by labels."""

@@ -98,6 +98,14 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     return PairedDifference(mean, float(low), float(high), float(test.pvalue), n)
 
 
+def over_common_seeds(
+    a: Mapping[int, float], b: Mapping[int, float], *, confidence: float = 0.95
+) -> PairedDifference | None:
+    """``paired_difference`` of scores by seed, over the seeds that both have; None if there are none."""
+    seeds = sorted(a.keys() & b.keys())
+    return paired_difference([a[s] for s in seeds], [b[s] for s in seeds], confidence=confidence) if seeds else None
+
+
 class Estimate(NamedTuple):
     """A mean over seeds and test images with its confidence interval, from ``evaluate.probes.crossed``."""
 
@@ -151,12 +159,10 @@ def pairwise(scores: Mapping[str, Mapping[int, float]], *, confidence: float = 0
         DataError: a score is not finite.
         ConfigError: ``confidence`` is not between 0 and 1.
     """
-    differences = {}
-    for a, b in combinations(scores, 2):
-        if seeds := sorted(scores[a].keys() & scores[b].keys()):
-            values = [scores[a][s] for s in seeds], [scores[b][s] for s in seeds]
-            differences[a, b] = paired_difference(*values, confidence=confidence)
-    pairs = _adjusted(differences)
+    pairs = _adjusted({
+        (a, b): difference for a, b in combinations(scores, 2)
+        if (difference := over_common_seeds(scores[a], scores[b], confidence=confidence))
+    })  # fmt: skip
     return pairs | {(b, a): pair.reversed() for (a, b), pair in pairs.items()}
 
 
@@ -165,11 +171,10 @@ def against(scores: Mapping[str, Mapping[int, float]], reference: str) -> dict[s
 
     p values are adjusted by ``holm`` over the pairs with the reference, one fewer than there are entries.
     """
-    differences = {}
-    for name, values in scores.items():
-        if name != reference and (seeds := sorted(values.keys() & scores[reference].keys())):
-            differences[name] = paired_difference([values[s] for s in seeds], [scores[reference][s] for s in seeds])
-    return _adjusted(differences)
+    return _adjusted({
+        name: difference for name, values in scores.items()
+        if name != reference and (difference := over_common_seeds(values, scores[reference]))
+    })  # fmt: skip
 
 
 def _adjusted(differences: Mapping[Name, PairedDifference]) -> dict[Name, Pair]:
