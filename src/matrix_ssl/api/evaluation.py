@@ -37,7 +37,9 @@ from matrix_ssl.runs.session import Session, session
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import Evaluation
 
-HELD_OUT = 0.2  # fraction of every class that is held out for testing if there is no test split
+_HELD_OUT = 0.2  # fraction of every class that is held out for testing if there is no test split
+# training and test images, and the digest of the one dataset they were split from; None if they were not split
+_Splits = tuple[Source, Source, str | None]
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,8 @@ def evaluate(
         with distributed.together():
             if s.main:
                 s.stack.enter_context(lock(run))
-        train, test, drawn_from = _open_everywhere(
-            location, test_data, images, data_root=data_root, download=download, say=s.display.say
-        )
+        open_splits = partial(_open_splits, location, test_data, images, data_root=data_root, download=download)
+        train, test, drawn_from = _open_everywhere(open_splits, s.display.say)
         if needs_labels:
             train.labelled()
         if train.labels is None and public:
@@ -279,19 +280,14 @@ def _read_results(subject: Subject, *, is_main: bool, report: bool) -> Evaluated
     return Evaluated(results, is_main, write_report(subject.run) if is_main and report else None)
 
 
-def _open_everywhere(
-    location: Data,
-    test_data: Data | None,
-    images: DataConfig,
-    *,
-    data_root: Path | None,
-    download: bool,
-    say: Callable[[str], None],
-) -> tuple[Source, Source, str | None]:
-    """``_open_splits`` in every process, all of which must have the same images; passes their remarks to ``say``."""
+def _open_everywhere(open_splits: Callable[[], _Splits], say: Callable[[str], None]) -> _Splits:
+    """Opens the images in every process, all of which must have the same ones; passes remarks on them to ``say``."""
     with distributed.together():
-        train, test, drawn_from = _open_splits(
-            location, test_data, images, data_root=data_root, download=download, say=say
+        train, test, drawn_from = open_splits()
+    if drawn_from is not None:
+        say(
+            f"No test split: holding out {_HELD_OUT:.0%} of each class. The encoder may have seen these images during "
+            "pre-training."
         )
     for remark in dict.fromkeys((*train.remarks, *test.remarks)):
         say(remark)
@@ -301,15 +297,8 @@ def _open_everywhere(
 
 
 def _open_splits(
-    location: Data,
-    test_data: Data | None,
-    images: DataConfig,
-    *,
-    data_root: Path | None,
-    download: bool,
-    say: Callable[[str], None],
-) -> tuple[Source, Source, str | None]:
-    """Training and test images, and the digest of the one dataset they were split from; None if they were not split."""
+    location: Data, test_data: Data | None, images: DataConfig, *, data_root: Path | None, download: bool
+) -> _Splits:
     open_split = partial(open_images, images=images, data_root=data_root, download=download)
     train = open_split(location, split="train")
     if test_data:
@@ -319,5 +308,4 @@ def _open_splits(
         return train, open_split(location, split="test"), None
     if train.labels is None:
         return train, train, None
-    say("No test split: holding out 20% of each class. The encoder may have seen these images during pre-training.")
-    return *split_source(train, HELD_OUT, 0), train.digest
+    return *split_source(train, _HELD_OUT, 0), train.digest
