@@ -36,7 +36,7 @@ from matrix_ssl.runs.folder import CONFIG
 @options.fresh
 @options.max_hours
 @options.device
-@options.fetch
+@options.download_weights
 def detect(
     train_images: Path, train_annotations: Path, val_images: Path, val_annotations: Path, encoder: str,
     backbone: str | None, weights: Any, architecture: str | None, schedule: str | None, no_masks: bool,

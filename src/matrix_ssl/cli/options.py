@@ -90,7 +90,7 @@ data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", sho
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "
                         "--data-root, and published weights into the local cache.")  # fmt: skip
-fetch = click.option(
+download_weights = click.option(
     "--download", is_flag=True, help="Fetch published weights that the local cache lacks from their hub."
 )
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,

@@ -25,7 +25,7 @@ from matrix_ssl.errors import ConfigError
               "exit.")  # fmt: skip
 @options.weights
 @options.device
-@options.fetch
+@options.download_weights
 def serve(
     where: str, index: Path | None, data: tuple[Path, ...], host: str, port: int, assignments: tuple[str, ...],
     check: bool, weights: Any, device: str, download: bool,

@@ -30,7 +30,7 @@ _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "
               "[default: ImageNet's]")  # fmt: skip
 @click.option("--crop-fraction", type=float, metavar="FRACTION", help="Side of the central crop, as a fraction of the "
               "image.  [default: 0.875]")  # fmt: skip
-@options.fetch
+@options.download_weights
 def import_(
     where: str, out: Path | None, fresh: bool, architecture: str | None, branch: Any, image_size: int | None,
     mean: str | None, std: str | None, crop_fraction: float | None, download: bool,
@@ -74,7 +74,7 @@ def import_(
 @click.option("--out", type=options.PATH, help="File to write; a folder for huggingface.  [default: in the run, "
               "export.safetensors, export.pth, ...]")  # fmt: skip
 @options.weights
-@options.fetch
+@options.download_weights
 def export(where: str, form: Any, out: Path | None, weights: Any, download: bool) -> None:
     """Export the encoder WHERE for other programs, with a model card.
 
