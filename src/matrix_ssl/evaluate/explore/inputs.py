@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from matrix_ssl.data import base
 from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.probes.inputs import ROWS, check_features
 
@@ -55,15 +56,14 @@ def as_indices(indices: Sequence[int] | ArrayLike, count: int, name: str) -> NDA
     Raises:
         ConfigError: an index is not an integer in this range, or is given twice.
     """
-    rows = np.asarray(indices)
-    if rows.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= count:
-        raise ConfigError(f"{name}: expected a list of integers from 0 to {count - 1}, got {rows.tolist()!r:.80}.")
+    try:
+        rows = base.as_indices(indices, count)
+    except IndexError as error:
+        raise ConfigError(f"{name}: {error}, got {np.asarray(indices).tolist()!r:.80}.") from None
     values, counts = np.unique(rows, return_counts=True)
     if (counts > 1).any():
         raise ConfigError(f"{name}: image {values[counts > 1][0]} is named twice.")
-    return rows.astype(np.int64)
+    return rows
 
 
 def check_seed(seed: int) -> None:
