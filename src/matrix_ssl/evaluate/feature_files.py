@@ -54,7 +54,7 @@ class FeatureFiles:
             for path in () if self._rows else folder.glob("*"):  # rows written after the last save
                 if path.name != _PROGRESS:
                     path.unlink()
-            for name, size in self._sizes().items():
+            for name, size in _sizes(self._rows, self._widths).items():
                 with open_to_append(folder / name) as file:
                     file.truncate(size)
         except OSError as error:
@@ -76,7 +76,7 @@ class FeatureFiles:
     def save(self) -> None:
         """Saves the rows added so far, so that they survive the end of this process."""
         self._make_folder()
-        for name in self._sizes():
+        for name in _sizes(self._rows, self._widths):
             descriptor = os.open(self._folder / name, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -99,12 +99,6 @@ class FeatureFiles:
             vectors[name] = torch.from_numpy(rows)
         return indices, vectors
 
-    def _sizes(self) -> dict[str, int]:
-        """Number of valid bytes of every file."""
-        if not self._rows:
-            return {}
-        return {_INDICES: 8 * self._rows} | {_file(name): 4 * k * self._rows for name, k in self._widths.items()}
-
     def _make_folder(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -124,13 +118,18 @@ def _file(name: str) -> str:
     return f"{name}.f32"
 
 
+def _sizes(rows: int, widths: Mapping[str, int]) -> dict[str, int]:
+    """Number of valid bytes of every file."""
+    return {_INDICES: 8 * rows} | {_file(name): 4 * width * rows for name, width in widths.items()} if rows else {}
+
+
 def _is_whole(folder: Path, progress: Any, fingerprint: str) -> bool:
     """Whether ``progress.json`` has this fingerprint and the files hold what it says."""
     try:
         if progress["fingerprint"] != fingerprint:
             return False
         rows, widths, _ = progress["rows"], progress["widths"], [(where, why) for where, why in progress["unreadable"]]
-        sizes = {_INDICES: 8 * rows} | {_file(name): 4 * width * rows for name, width in widths.items()} if rows else {}
+        sizes = _sizes(rows, widths)
         if any(type(number) is not int for number in (rows, progress["seen"], *widths.values())):
             return False
         names_are_plain = all(Path(name).name == name for name in sizes)
