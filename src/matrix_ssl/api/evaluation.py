@@ -21,10 +21,10 @@ from matrix_ssl.encoder.opening import nothing_at
 from matrix_ssl.encoder.where import PATH, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_known
 from matrix_ssl.evaluate import features
-from matrix_ssl.evaluate import protocols as every
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding, image_digests
+from matrix_ssl.evaluate.protocols import check_protocols, describe_images, run_protocols
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.label_subsets import read_names
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
@@ -95,7 +95,7 @@ def evaluate(
     Raises:
         MatrixSSLError: the data, the folder or a setting is at fault.
     """
-    every.check_protocols(protocols)
+    check_protocols(protocols)
     check_known("weights", weights, get_args(Weights))
     check_known("baseline_sizes", baseline_sizes, get_args(Sizes))
     if label_list is not None and SEMI_SUPERVISED not in protocols:
@@ -131,7 +131,7 @@ def evaluate(
         if train.labels is None:
             _describe(subject, s.display)
         else:
-            every.run_protocols(
+            run_protocols(
                 subject, protocols=protocols, settings=settings, baselines=public, label_list=label_list,
                 fresh=fresh, display=s.display,
             )  # fmt: skip
@@ -265,7 +265,7 @@ def _describe(subject: Subject, display: Display) -> None:
         "nearest-neighbour gallery."
     )
     with display.bar("features") as show:
-        every.describe_images(
+        describe_images(
             subject.run, train, weights=subject.weights, device=subject.device, on_progress=show, say=display.say,
             max_unreadable=subject.max_unreadable,
         )  # fmt: skip
