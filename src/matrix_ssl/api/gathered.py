@@ -26,8 +26,9 @@ from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
-from matrix_ssl.encoder import where as places
 from matrix_ssl.encoder.identity import encoder_digest
+from matrix_ssl.encoder.where import absolute as absolute_where
+from matrix_ssl.encoder.where import check_where, read_where
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError, check_known
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
@@ -72,7 +73,7 @@ class Gathered:
         weights: Weights = "student", device: str = "auto", quiet: bool = False, data_root: str | Path | None = None,
         download: bool = False, check: Check | None = None,
     ):  # fmt: skip
-        places.check_where(where)
+        check_where(where)
         check_known("split", split, get_args(Split))
         check_known("weights", weights, get_args(Weights))
         devices.choose_device(device)
@@ -109,7 +110,7 @@ class Gathered:
     @property
     def encoder(self) -> str:
         """A short name of the encoder, or of the feature file if that does not say which encoder it is from."""
-        return places.read_where(self.embedding.encoder or str(self._where)).label
+        return read_where(self.embedding.encoder or str(self._where)).label
 
     def source(self) -> Source:
         """The images themselves, in the order of the features.
@@ -201,7 +202,7 @@ class Gathered:
             raise RunFolderError(
                 f"{error} Features are kept there: the variable MATRIX_SSL_CACHE names another folder."
             ) from error
-        embedding = replace(embedding, encoder=places.absolute(str(self._where)))
+        embedding = replace(embedding, encoder=absolute_where(str(self._where)))
         if file is not None:
             embedding.save(file)
         return embedding

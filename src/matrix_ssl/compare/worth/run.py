@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare import job as splits
+from matrix_ssl.compare.job import open_test_part, open_training_part
 from matrix_ssl.compare.worth import labels, measuring, training
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.measuring import Answers
@@ -56,8 +56,8 @@ class Images:
     def open(plan: Plan, *, data_root: Path | None, download: bool) -> "Images":
         """Opens the images without reading any; ConfigError if they have no labels."""
         data = plan.base.data
-        train = splits.open_training_part(data, data_root=data_root, download=download)
-        whole = splits.open_test_part(data, data_root=data_root, download=download)
+        train = open_training_part(data, data_root=data_root, download=download)
+        whole = open_test_part(data, data_root=data_root, download=download)
         test = choose_subset(whole, plan.test_images, seed=0)
         check_splits(train, test, data)
         held_out = not has_test_split(data.source, data_root=data_root, download=download)
