@@ -130,7 +130,8 @@ def _run(
     """Runs what has no result yet and shows the results; TrainingError if some of it fails."""
     from matrix_ssl.compare.comparison import PLAN
     from matrix_ssl.compare.trials import adopt, check_fits
-    from matrix_ssl.report.comparison.data import read_comparison
+    from matrix_ssl.report.comparison.data import RESULTS, read_comparison
+    from matrix_ssl.report.comparison.page import PAGE
     from matrix_ssl.report.comparison.table import terminal
 
     out = comparison.out
@@ -148,7 +149,7 @@ def _run(
         with _progress(comparison) as (ended, running):
             results = comparison.run(where=where, data_root=data_root, ended=ended, running=running)
     options.stdout.print(terminal(read_comparison(out)))
-    options.show(results=out / "compare.json", page=out / "compare.html")
+    options.show(results=out / RESULTS, page=out / PAGE)
     failed = [row for row in results["rows"] if "error" in row]
     if failed:
         raise TrainingError(f"{len(failed)} of {len(results['rows'])} runs failed; the page gives the reasons.")

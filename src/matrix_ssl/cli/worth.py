@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,7 +42,7 @@ _QUICK_IMAGES = 1000
 @options.data_root
 @options.download
 def worth(
-    recipe: str, data: str | None, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
+    recipe: str, data: Any, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
     adapt_set: tuple[str, ...], tune_set: tuple[str, ...], test_images: int | None, quick: bool,
     max_unreadable: float | None, out: Path | None, fresh: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
@@ -69,7 +70,7 @@ def worth(
     from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
     from matrix_ssl.data.sources import check_outside
     from matrix_ssl.evaluate.baselines import open_baselines
-    from matrix_ssl.report.worth.data import read_worth
+    from matrix_ssl.report.worth.data import RESULTS, read_worth
     from matrix_ssl.report.worth.page import PAGE, terminal
     from matrix_ssl.runs import devices
     from matrix_ssl.runs.environment import command
@@ -112,6 +113,6 @@ def worth(
         run.run()
     results = read_worth(out)
     options.stdout.print(terminal(results))
-    options.show(results=out / "worth.json", page=out / PAGE)
+    options.show(results=out / RESULTS, page=out / PAGE)
     if failed := sum(len(arm.errors) for arm in results.arms):
         raise TrainingError(f"{failed} trainings failed; the page gives the reasons.")
