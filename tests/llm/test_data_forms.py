@@ -78,6 +78,16 @@ def test_prompts_are_the_same_with_and_without_answers(columns, asked, tmp_path)
     assert (learned, question) == (Exchange.of(asked, "o"), Exchange.of(asked, ""))
 
 
+@pytest.mark.parametrize("extra", ["prompt", "question", "query"])
+def test_a_question_without_an_answer_beside_it_is_neither_learned_nor_asked(extra, tmp_path):
+    """Some instruction data keep the text of a prompt next to what it was made of."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({extra: "another", "instruction": "i", "input": "", "output": "o"}))
+    rows = question_files.read_rows(str(path))
+    assert question_files.exchanges(rows, question_files.find_columns(rows)) == [Exchange.of("i", "o")]
+    assert question_files.read_questions(str(path)) == [Exchange.of("i", "")]
+
+
 def test_parquet(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "x.parquet"
