@@ -150,9 +150,9 @@ def _write_folder(target: Path, files: dict[str, bytes]) -> None:
                     _write(target / name, files[name])
             finally:
                 lock.unlink()
-    except BlockingIOError:
+    except BlockingIOError as error:
         raise RunFolderError(
-            f"{target} is being written by another process: wait for it or choose a different --out."
+            f"{target} is being written by {error.strerror}: wait for it or choose a different --out."
         ) from None
     except OSError as error:
         raise cannot_write(target, error) from error
