@@ -56,7 +56,7 @@ class TarSource(EncodedSource):
             raise UnreadableImage(self.where(index), "the archive is cut off")
         return content
 
-    def loaded(self) -> "TarSource":
+    def loaded(self, *, most: int | None = None) -> "TarSource":
         return self  # images in memory would lose their names
 
     def where(self, index: int) -> str:
