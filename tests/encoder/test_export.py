@@ -23,7 +23,7 @@ from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import exporting, formats, load_encoder
 from matrix_ssl.encoder.exporting import FORMATS, export
-from matrix_ssl.encoder.opening import open_checkpoint
+from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.runs.files import write_json
@@ -446,6 +446,14 @@ class TestRoundTrips:
         if form != "torchvision":  # a state dict has no place for the rest
             assert (data.image_size, data.mean, data.std) == (original.image_size, original.mean, original.std)
             assert data.crop_fraction == original.crop_fraction
+
+    def test_squeezed_images_stay_so(self, tmp_path) -> None:
+        pytest.importorskip("transformers")
+        run, _ = make_run(tmp_path / "r", "network.stem=standard", "data.image_size=32", "data.crop_mode=squash")
+        export(run, tmp_path / "x.safetensors", form="safetensors")
+        assert open_checkpoint(tmp_path / "x.safetensors").config.data.crop_mode == "squash"
+        export(run, tmp_path / "x", form="huggingface")
+        assert open_encoder(f"hf:{tmp_path / 'x'}").config.data.crop_mode == "squash"
 
     @pytest.mark.parametrize("which", ["demo", "small"])
     def test_architectures_that_are_only_here(self, request, tmp_path, which) -> None:

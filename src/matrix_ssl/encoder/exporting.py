@@ -116,7 +116,8 @@ def _model(run: Path, weights: Weights) -> Model:
     metadata = {"architecture": network.encoder, "weights": weights, "method": method}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
              "stem": network.stem}  # fmt: skip
-    saved |= {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(DataConfig(), name)}
+    others = (*READING, "crop_mode")
+    saved |= {name: getattr(data, name) for name in others if getattr(data, name) != getattr(DataConfig(), name)}
     if network.patch_size:
         saved["patch_size"] = network.patch_size
     if network.configuration:
