@@ -85,7 +85,7 @@ class TestSafetensors:
     def test_a_card_that_somebody_has_written_is_not_replaced(self, demo, tmp_path) -> None:
         target, card = tmp_path / "notes", tmp_path / "notes.md"
         card.write_text("# My notes\n")
-        with pytest.raises(RunFolderError, match=r"notes\.md is where the model card goes, and is not one or has its"):
+        with pytest.raises(RunFolderError, match=r"notes\.md would be replaced by the model card, but it is not one"):
             export(demo[0], target, form="safetensors")
         assert card.read_text() == "# My notes\n" and not target.exists()
         card.unlink()
@@ -95,7 +95,7 @@ class TestSafetensors:
         assert "teacher" in text
         card.write_text(text.replace("license: unknown", "license: mit"))
         before = target.read_bytes()
-        with pytest.raises(RunFolderError, match=r"its licence filled in: move it, or choose a different --out"):
+        with pytest.raises(RunFolderError, match=r"licence has been filled in: move it, or choose a different"):
             export(demo[0], target, form="safetensors")
         assert "license: mit" in card.read_text() and target.read_bytes() == before
 

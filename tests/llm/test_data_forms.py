@@ -114,7 +114,7 @@ def test_parquet(tmp_path):
         ("more.csv", "question,answer\na,b,c\n", "line 2: more values than the 2 names"),
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
         ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
-        ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),
+        ("text.md", "# a\n", r"has the extension \.md: expected JSON lines"),
         ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
         ("wide.csv", TABLE.encode("utf-16"), "not UTF-8 but UTF-16 .* iconv -f UTF-16 -t UTF-8"),
         ("wide.jsonl", LINE.encode("utf-16"), "line 1: not UTF-8 but UTF-16"),
@@ -244,7 +244,7 @@ def test_questions_without_answers(tmp_path: Path):
     assert question_files.read_questions(str(tmp_path / "a.jsonl")) == expected
     (tmp_path / "b.csv").write_text("text\none?\n")
     assert question_files.read_questions(str(tmp_path / "b.csv"), ("text",)) == expected[:1]
-    with pytest.raises(DataError, match="has the columns text, of which none"):
+    with pytest.raises(DataError, match="has the columns text, none of which"):
         question_files.read_questions(str(tmp_path / "b.csv"))
     (tmp_path / "c.jsonl").write_text('{"instruction": "one?"}\n{"instruction": "one?", "input": "x"}\n')
     assert question_files.read_questions(str(tmp_path / "c.jsonl")) == [expected[0], Exchange.of("one?\n\nx", "")]

@@ -79,7 +79,7 @@ class DataConfig:
             raise ConfigError(f"{pair}: expected 1 to {MOST_CHANNELS} numbers each, or none, and std above 0.")
         if self.channels > 0 and count not in (0, self.channels):
             raise ConfigError(
-                f"data.channels={self.channels}, and data.mean has {count} numbers: expected one for each."
+                f"data.channels={self.channels}, but data.mean has {count} numbers: expected one per channel."
             )
         if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise ConfigError(f"data.value_range={self.value_range}: expected two increasing numbers.")

@@ -171,7 +171,7 @@ def _list(path: Path) -> Archive:
     names = list(spans)
     if not names:
         left_out = f" {remark}" if (remark := listing.remark(path)) else ""
-        raise DataError(f"{path}: there are no images in it; name an archive that has some.{left_out}")
+        raise DataError(f"{path} contains no images; choose an archive that does.{left_out}")
     labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
     listing.images = names
     places = np.array(list(spans.values()), dtype=np.int64)

@@ -38,7 +38,7 @@ def read_rows(data: str) -> Rows:
     if data.startswith(_HUB):
         return _read_hub(data)
     if Path(data).is_dir():
-        raise DataError(f"{data} is a folder: name a file in it, or write hf:{data} for a dataset of several files.")
+        raise DataError(f"{data} is a folder: name a file in it, or use hf:{data} for a dataset of several files.")
     rows, content = read_table(Path(data))
     if not rows:
         raise DataError(f"{data} is empty: it needs at least one question and its answer.")
@@ -61,8 +61,8 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
     known = [names[0] for names in (*_complete(present), *KNOWN)]  # first what would be learned
     name = next((name for name in columns[:1] or known if name in present), None)
     if name is None:
-        raise DataError(f"{rows.name} has the columns {', '.join(present)}, of which none is known to hold questions: "
-                        f"name one with --columns.")  # fmt: skip
+        raise DataError(f"{rows.name} has the columns {', '.join(present)}, none of which is known to hold "
+                        f"questions: name one with --columns.")  # fmt: skip
     return _each_row(rows, partial(_question, columns=ALPACA[:2] if name == ALPACA[0] and not columns else (name,)))
 
 
@@ -199,8 +199,8 @@ def _encodable(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} has half of a character at position {error.start} ({text[error.start]!a}), which is no Unicode "
-            f"text: remove it, or cut the text elsewhere."
+            f"{where} has half of a character at position {error.start} ({text[error.start]!a}), which is not "
+            f"valid Unicode: remove it, or cut the text elsewhere."
         ) from error
     return text
 
