@@ -334,6 +334,26 @@ class TestTransformers:
         ours = normalise(crop(image, box, data.image_size)[None].float() / 255, data.mean, data.std)[0]
         assert (ours - theirs).abs().max() < 0.03 / min(data.std)
 
+    def test_a_model_of_timm_is_to_be_named_as_such(self, caches: Caches, tmp_path: Path) -> None:
+        assert (
+            refused("hf:timm/resnet50.a1_in1k")
+            == "hf:timm/resnet50.a1_in1k is a model of timm: use timm/resnet50.a1_in1k."
+        )
+        settings = timm.get_pretrained_cfg("test_vit").to_dict()
+        config = transformers.TimmWrapperConfig.from_dict(
+            {"architecture": "test_vit", "pretrained_cfg": settings, "num_classes": 10, "num_features": 64}
+        )
+        model = transformers.TimmWrapperModel(config)
+        files = save_model(tmp_path / "saved", model, None)
+        caches.put("lab/tuned", files)
+        for where in (f"hf:{tmp_path / 'saved'}", "hf:lab/tuned"):
+            assert refused(where) == (
+                f"{where} is a model of timm: use timm/test_vit, or import its model.safetensors with --architecture "
+                "timm/test_vit."
+            )
+        opened = open_checkpoint(tmp_path / "saved" / "model.safetensors", architecture="timm/test_vit")
+        assert same(opened.encoder, model.timm_model.state_dict()) and caches.attempts == []
+
     def test_a_processor_that_adds_a_border_is_refused(self) -> None:
         class Padded(transformers.BitImageProcessor):  # type: ignore[misc]
             def __call__(self, image: Any, **options: Any) -> Any:

@@ -133,6 +133,8 @@ def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]
     """The folder of a model with all its files, and the files with its weights."""
     local = expanded(name)
     if local.is_dir():
+        if (local / _CONFIG).exists():
+            _refuse_timm(local / _CONFIG, place)
         files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
         for needed in (_CONFIG, _PREPROCESSING, _WEIGHTS):
             if needed not in files and not (needed == _WEIGHTS and _SHARDS in files):
@@ -147,9 +149,25 @@ def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]
             raise absent(what, source=f"https://huggingface.co/{name}", place=hub_place(name))
         return fetch_from_hub(name, choices, what=what)
 
+    if name.startswith("timm/"):
+        raise CheckpointError(f"{place} is a model of timm: use {name}.")
     folder = get(_CONFIG).parent
+    _refuse_timm(folder / _CONFIG, place)
     get(_PREPROCESSING)
     return folder, _weight_files(get(_WEIGHTS, _SHARDS), get)
+
+
+def _refuse_timm(config: Path, place: str) -> None:
+    """Raises CheckpointError for a model of timm, which transformers only wraps: it has no preprocessing of its own."""
+    try:
+        values = parse_json(read_file(config))
+    except (OSError, ValueError):  # transformers says what is wrong with it
+        return
+    if isinstance(values, dict) and "architecture" in values and "pretrained_cfg" in values:
+        name = f"timm/{values['architecture']}"
+        raise CheckpointError(
+            f"{place} is a model of timm: use {name}, or import its {_WEIGHTS} with --architecture {name}."
+        )
 
 
 def _weight_files(first: Path, get: Any) -> list[Path]:
