@@ -138,7 +138,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UnreadableImage, match="the file does not exist"):
         source.read(0)
-    with pytest.raises(DataError, match="there are no images in it"):
+    with pytest.raises(DataError, match="contains no images"):
         opened(write(tmp_path / "none.tar", {"a.txt": b"x"}))
     (tmp_path / "y.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(DataError, match=r"is compressed, .* decompress it to a \.tar file"):
@@ -156,7 +156,7 @@ def test_a_text_file_lists_datasets(tmp_path: Path) -> None:
     both = open_source((str(tmp_path / "a"), str(tmp_path / "b c")), split="train", data_root=None)
     assert both.digest == source.digest
     for content, message in (
-        (b"# nothing\n", "it lists nothing"),
+        (b"# nothing\n", "lists nothing"),
         (b"#\nabsent\n", "line 2: .*absent does not exist"),
         (b"\xff\xfe", "expected a list of datasets"),
     ):

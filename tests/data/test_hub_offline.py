@@ -52,7 +52,7 @@ def test_a_single_attempt_and_one_sentence(attempts: list[Any], what: str) -> No
     assert len(attempts) == 1 and attempts[0][0] == "huggingface.co"
     text = str(raised.value)
     assert "nobody/nothing is not in the local cache, and the hub, https://huggingface.co, cannot be reached" in text
-    assert "\n" not in text and text.endswith("fetch it where there is a network.")
+    assert "\n" not in text and text.endswith("download it on a machine with network access.")
     assert constants.HF_HUB_OFFLINE is False
 
 

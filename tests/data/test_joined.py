@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from matrix_ssl.data import has_test_split, open_source
+from matrix_ssl.data import base, has_test_split, joined, open_source
 from matrix_ssl.errors import DataError
 from tests.support.runs import BARE, make_images, succeed
 from tests.support.runs import from_files as pretrain_from_files
@@ -44,12 +45,12 @@ def test_the_identity_is_that_of_the_same_images_in_one_folder(tmp_path: Path) -
     write(tmp_path / "a", "1.png", "2.png")
     write(tmp_path / "b", "3.png")
     write(tmp_path / "whole", "1.png", "2.png", "3.png")
-    joined = opened(tmp_path / "a", tmp_path / "b")
+    both = opened(tmp_path / "a", tmp_path / "b")
     whole = open_source(str(tmp_path / "whole"), split="train", data_root=None)
-    assert joined.digest == whole.digest and joined.subset([0, 2]).digest == whole.subset([0, 2]).digest
-    assert joined.digest != opened(tmp_path / "b", tmp_path / "a").digest
+    assert both.digest == whole.digest and both.subset([0, 2]).digest == whole.subset([0, 2]).digest
+    assert both.digest != opened(tmp_path / "b", tmp_path / "a").digest
     (tmp_path / "b" / "3.png").write_bytes((tmp_path / "a" / "1.png").read_bytes())
-    assert opened(tmp_path / "a", tmp_path / "b").digest != joined.digest
+    assert opened(tmp_path / "a", tmp_path / "b").digest != both.digest
 
 
 def test_test_splits(tmp_path: Path) -> None:
@@ -63,10 +64,41 @@ def test_test_splits(tmp_path: Path) -> None:
 
 def test_datasets_that_do_not_go_together(tmp_path: Path) -> None:
     write(tmp_path / "a", "1.png")
-    with pytest.raises(DataError, match="'digits' has 1 channels of 8 bits and 'a' has 3 of 8 bits"):
+    with pytest.raises(DataError, match="'digits' has 1 channel of 8 bits and 'a' has 3 channels of 8 bits"):
         open_source(("digits", str(tmp_path / "a")), split="train", data_root=None)
     with pytest.raises(DataError, match="a is named twice"):
         opened(tmp_path / "a", tmp_path / "a")
+
+
+def packed(path: Path, count: int) -> str:
+    """A packed file of noise."""
+    write(path.parent / "images", *(f"{path.stem}-{number}.png" for number in range(count)))
+    files = [file.read_bytes() for file in sorted((path.parent / "images").glob(f"{path.stem}-*"))]
+    np.savez(path, jpeg=np.frombuffer(b"".join(files), np.uint8), offs=np.cumsum([0, *map(len, files)]))
+    return str(path)
+
+
+@pytest.mark.parametrize(("images", "in_memory"), [(0, ""), (3, "a"), (4, "ab"), (7, "abc"), (5, "ab"), (6, "ac")])
+def test_memory_is_limited_for_all_together(
+    images: int, in_memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other is decoded while there is room for it; what is not is read from its file."""
+    counts = {"a": 3, "b": 1 if in_memory != "ac" else 4, "c": 3}
+    files = tuple(packed(tmp_path / f"{name}.npz", count) for name, count in counts.items())
+    whole = open_source(files, split="train", data_root=None)
+    assert whole.images is not None
+    monkeypatch.setattr(base, "MEMORY_LIMIT", images * 9 * 8 * 3)
+    source = open_source(files, split="train", data_root=None)
+    parts = [part.images is not None for part in source._parts]  # type: ignore[attr-defined]
+    assert parts == [name in in_memory for name in counts]
+    assert (source.images is not None) == (in_memory == "abc")
+    assert all(torch.equal(source.read(i), whole.read(i)) for i in range(len(whole)))
+
+
+def test_numbers_of_several_bytes_count_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MEMORY_LIMIT", 100)
+    for dtype, fits in ((torch.uint8, True), (torch.float32, False)):
+        assert (joined._together([torch.zeros(5, 1, 3, 3, dtype=dtype)] * 2) is not None) == fits
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ class TestRange:
         broken = numbers("f4", 2)
         broken[1, 2] = np.nan
         assert "not finite" in refused(tiff(broken), Reading(channels=2, value_range=(0.0, 1.0)))
-        assert refused(tiff(numbers("u2", 5)), Reading(channels=4)) == "5 channels, and data.channels=4"
+        assert refused(tiff(numbers("u2", 5)), Reading(channels=4)) == "5 channels, but data.channels=4"
 
 
 class TestPages:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
+from matrix_ssl.config.reading import CropMode
 from matrix_ssl.data import workers
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.loading import TrainingBatches, evaluation_batches, largest_batch
@@ -292,10 +294,14 @@ class TestUnreadable:
 
 
 class TestEvaluation:
-    def test_of_files_and_of_memory_agree_to_a_grey_level(self):
-        data = dataclasses.replace(CONFIG.data, crop_fraction=0.875)
-        memory = list(evaluation_batches(Set(in_memory=True), data, device=CPU, batch_size=10))
-        files = list(evaluation_batches(Set(), data, device=CPU, batch_size=10))
+    @pytest.mark.parametrize("mode", get_args(CropMode))
+    def test_of_files_and_of_memory_agree_to_a_grey_level(self, mode):
+        data = dataclasses.replace(CONFIG.data, crop_fraction=0.875, crop_mode=mode)
+        wide = Set()
+        wide.pixels = wide.pixels[:, :, 4:20]
+        files = list(evaluation_batches(wide, data, device=CPU, batch_size=10))
+        wide.images = wide.pixels
+        memory = list(evaluation_batches(wide, data, device=CPU, batch_size=10))
         assert [len(part[0]) for part in memory] == [len(part[0]) for part in files] == [10, 10, 4]
         for (i, x, _), (j, y, _) in zip(memory, files, strict=True):
             np.testing.assert_array_equal(i, j)

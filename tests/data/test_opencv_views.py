@@ -145,7 +145,7 @@ def test_are_the_same_in_workers_in_memory_and_from_any_step() -> None:
 
 def test_what_cannot_be_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ConfigError, match=r"on a CPU, and this training is on meta: use --set data\.view_backend=torch"
+        ConfigError, match=r"on a CPU, but this training is on meta: use --set data\.view_backend=torch"
     ):
         batches(Set(), device=torch.device("meta"))
     for pixels, kind in ((LEVELS / 255, "3 of float32"), (LEVELS.repeat(1, 2, 1, 1), "6 of uint8")):

@@ -23,7 +23,7 @@ from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.encoder import exporting, formats, load_encoder
 from matrix_ssl.encoder.exporting import FORMATS, export
-from matrix_ssl.encoder.opening import open_checkpoint
+from matrix_ssl.encoder.opening import open_checkpoint, open_encoder
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError
 from matrix_ssl.methods.matrix_ssl import MatrixSSL
 from matrix_ssl.runs.files import write_json
@@ -85,7 +85,7 @@ class TestSafetensors:
     def test_a_card_that_somebody_has_written_is_not_replaced(self, demo, tmp_path) -> None:
         target, card = tmp_path / "notes", tmp_path / "notes.md"
         card.write_text("# My notes\n")
-        with pytest.raises(RunFolderError, match=r"notes\.md is where the model card goes, and is not one or has its"):
+        with pytest.raises(RunFolderError, match=r"notes\.md would be replaced by the model card, but it is not one"):
             export(demo[0], target, form="safetensors")
         assert card.read_text() == "# My notes\n" and not target.exists()
         card.unlink()
@@ -95,7 +95,7 @@ class TestSafetensors:
         assert "teacher" in text
         card.write_text(text.replace("license: unknown", "license: mit"))
         before = target.read_bytes()
-        with pytest.raises(RunFolderError, match=r"its licence filled in: move it, or choose a different --out"):
+        with pytest.raises(RunFolderError, match=r"licence has been filled in: move it, or choose a different"):
             export(demo[0], target, form="safetensors")
         assert "license: mit" in card.read_text() and target.read_bytes() == before
 
@@ -446,6 +446,14 @@ class TestRoundTrips:
         if form != "torchvision":  # a state dict has no place for the rest
             assert (data.image_size, data.mean, data.std) == (original.image_size, original.mean, original.std)
             assert data.crop_fraction == original.crop_fraction
+
+    def test_squeezed_images_stay_so(self, tmp_path) -> None:
+        pytest.importorskip("transformers")
+        run, _ = make_run(tmp_path / "r", "network.stem=standard", "data.image_size=32", "data.crop_mode=squash")
+        export(run, tmp_path / "x.safetensors", form="safetensors")
+        assert open_checkpoint(tmp_path / "x.safetensors").config.data.crop_mode == "squash"
+        export(run, tmp_path / "x", form="huggingface")
+        assert open_encoder(f"hf:{tmp_path / 'x'}").config.data.crop_mode == "squash"
 
     @pytest.mark.parametrize("which", ["demo", "small"])
     def test_architectures_that_are_only_here(self, request, tmp_path, which) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from matrix_ssl.data.augment import crop, normalise
 from matrix_ssl.data.squares import centre_box
+from matrix_ssl.encoder import image_models
 from matrix_ssl.encoder.importing import import_run
 from matrix_ssl.encoder.loading import load_encoder
 from matrix_ssl.encoder.opening import Opened, open_checkpoint, open_encoder
@@ -159,6 +161,18 @@ class TestTimm:
         )  # fmt: skip
         assert opened.sha256 == hashlib.sha256(tiny_vit).hexdigest() and caches.attempts == []
 
+    def test_images_are_prepared_in_its_way(
+        self, caches: Caches, tiny_vit: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caches.put("timm/test_vit.r160_in1k", {"model.safetensors": tiny_vit})
+        settings = timm.get_pretrained_cfg("test_vit")
+        for theirs, ours in (("center", "centre"), ("squash", "squash")):
+            monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _, mode=theirs: replace(settings, crop_mode=mode))
+            assert open_encoder("timm/test_vit").config.data.crop_mode == ours
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: replace(settings, crop_mode="border"))
+        message = refused("timm/test_vit", ConfigError)
+        assert "timm/test_vit.r160_in1k takes images with crop_mode=border of timm, which is not supported" in message
+
     def test_from_the_cache_of_pytorch(self, caches: Caches, tiny_vit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         name = f"test_vit-{hashlib.sha256(tiny_vit).hexdigest()[:8]}.safetensors"
         settings = replace(timm.get_pretrained_cfg("test_vit"), url=f"https://x.org/{name}")
@@ -297,6 +311,59 @@ class TestTransformers:
         caches.put("lab/vit", save_model(tmp_path / "saved", vit(), processor()))
         message = refused("hf:lab/vit")
         assert f"{type(processor()).__name__} prepares images in a way that no setting here expresses" in message
+
+    @pytest.mark.parametrize(("processor", "mode"), [
+        (lambda: transformers.ViTImageProcessor(size=square()), "squash"),
+        (lambda: transformers.BitImageProcessor(size={"shortest_edge": 36}, crop_size=square()), "centre"),
+        (lambda: transformers.BitImageProcessor(size=square(36), crop_size=square()), "squash"),
+        (lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": SIDE}), "centre"),
+        (lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": 384}), "squash"),  # from this size on
+        (lambda: transformers.LevitImageProcessor(size={"shortest_edge": SIDE}, crop_size=square()), "centre"),
+        (lambda: transformers.EfficientNetImageProcessor(size=square()), "squash"),
+    ])  # fmt: skip
+    @pytest.mark.parametrize("shape", [(50, 80), (90, 40)])
+    def test_an_image_that_is_not_square_is_prepared_as_by_the_processor(
+        self, processor: Any, mode: str, shape: tuple[int, int]
+    ) -> None:
+        data = image_models._data(processor(), "hf:x")
+        assert data.crop_mode == mode
+        ramp = torch.linspace(0, 130, shape[0])[:, None] + torch.linspace(0, 120, shape[1])
+        image = torch.stack([ramp, ramp.flip(0), ramp.flip(1)]).round().byte()
+        theirs = processor()(Image.fromarray(image.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"][0]
+        box = centre_box(data.crop_fraction, *shape, mode=data.crop_mode)
+        ours = normalise(crop(image, box, data.image_size)[None].float() / 255, data.mean, data.std)[0]
+        assert (ours - theirs).abs().max() < 0.03 / min(data.std)
+
+    def test_a_model_of_timm_is_to_be_named_as_such(self, caches: Caches, tmp_path: Path) -> None:
+        assert (
+            refused("hf:timm/resnet50.a1_in1k")
+            == "hf:timm/resnet50.a1_in1k is a model of timm: use timm/resnet50.a1_in1k."
+        )
+        settings = timm.get_pretrained_cfg("test_vit").to_dict()
+        config = transformers.TimmWrapperConfig.from_dict(
+            {"architecture": "test_vit", "pretrained_cfg": settings, "num_classes": 10, "num_features": 64}
+        )
+        model = transformers.TimmWrapperModel(config)
+        files = save_model(tmp_path / "saved", model, None)
+        caches.put("lab/tuned", files)
+        for where in (f"hf:{tmp_path / 'saved'}", "hf:lab/tuned"):
+            assert refused(where) == (
+                f"{where} is a model of timm: use timm/test_vit, or import its model.safetensors with --architecture "
+                "timm/test_vit."
+            )
+        opened = open_checkpoint(tmp_path / "saved" / "model.safetensors", architecture="timm/test_vit")
+        assert same(opened.encoder, model.timm_model.state_dict()) and caches.attempts == []
+
+    def test_a_processor_that_adds_a_border_is_refused(self) -> None:
+        class Padded(transformers.BitImageProcessor):  # type: ignore[misc]
+            def __call__(self, image: Any, **options: Any) -> Any:
+                height, width = image.shape[1:]
+                border = np.zeros((3, max(height, width), max(height, width)), np.uint8)
+                border[:, :height, :width] = image
+                return super().__call__(border, **options)
+
+        with pytest.raises(CheckpointError, match="such as another order of colours or a border"):
+            image_models._data(Padded(size={"shortest_edge": SIDE}, crop_size=square()), "hf:x")
 
     def check_preprocessing(self, opened: Opened, image: Tensor, theirs: Tensor) -> None:
         """Theirs interpolates differently, and rounds the side of a crop, so that single pixels may differ."""

@@ -37,7 +37,7 @@ def rendered(template: str) -> str:
     ],
 )
 def test_a_template_that_fails_is_one_sentence(template: str, reason: str) -> None:
-    with pytest.raises(DataError, match=f"chat template refuses a conversation.*{reason}"):
+    with pytest.raises(DataError, match=f"chat template rejects a conversation.*{reason}"):
         rendered(template)
 
 

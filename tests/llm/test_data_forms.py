@@ -78,6 +78,16 @@ def test_prompts_are_the_same_with_and_without_answers(columns, asked, tmp_path)
     assert (learned, question) == (Exchange.of(asked, "o"), Exchange.of(asked, ""))
 
 
+@pytest.mark.parametrize("extra", ["prompt", "question", "query"])
+def test_a_question_without_an_answer_beside_it_is_neither_learned_nor_asked(extra, tmp_path):
+    """Some instruction data keep the text of a prompt next to what it was made of."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({extra: "another", "instruction": "i", "input": "", "output": "o"}))
+    rows = question_files.read_rows(str(path))
+    assert question_files.exchanges(rows, question_files.find_columns(rows)) == [Exchange.of("i", "o")]
+    assert question_files.read_questions(str(path)) == [Exchange.of("i", "")]
+
+
 def test_parquet(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "x.parquet"
@@ -104,7 +114,7 @@ def test_parquet(tmp_path):
         ("more.csv", "question,answer\na,b,c\n", "line 2: more values than the 2 names"),
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
         ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
-        ("text.md", "# a\n", r"the ending \.md: expected JSON lines"),
+        ("text.md", "# a\n", r"has the extension \.md: expected JSON lines"),
         ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
         ("wide.csv", TABLE.encode("utf-16"), "not UTF-8 but UTF-16 .* iconv -f UTF-16 -t UTF-8"),
         ("wide.jsonl", LINE.encode("utf-16"), "line 1: not UTF-8 but UTF-16"),
@@ -234,7 +244,7 @@ def test_questions_without_answers(tmp_path: Path):
     assert question_files.read_questions(str(tmp_path / "a.jsonl")) == expected
     (tmp_path / "b.csv").write_text("text\none?\n")
     assert question_files.read_questions(str(tmp_path / "b.csv"), ("text",)) == expected[:1]
-    with pytest.raises(DataError, match="has the columns text, of which none"):
+    with pytest.raises(DataError, match="has the columns text, none of which"):
         question_files.read_questions(str(tmp_path / "b.csv"))
     (tmp_path / "c.jsonl").write_text('{"instruction": "one?"}\n{"instruction": "one?", "input": "x"}\n')
     assert question_files.read_questions(str(tmp_path / "c.jsonl")) == [expected[0], Exchange.of("one?\n\nx", "")]

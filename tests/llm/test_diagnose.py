@@ -449,7 +449,7 @@ class TestRefused:
         tensors = safetensors.torch.load_file(path)
         del tensors["model.layers.1.mlp.up_proj.weight"]
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-        said = r"lacks 1 tensors of the model, for example layers.1.mlp.up_proj.weight"
+        said = r"lacks 1 tensor of the model, such as layers.1.mlp.up_proj.weight"
         self.refuse(CheckpointError, said, model=copy, text=text, out=tmp_path / "out")
 
     def test_references(self, llama, gpt2, text, tmp_path):

@@ -257,7 +257,7 @@ def test_folders_that_hold_no_model_are_refused(base, tmp_path):
     tensors = load_file(base / "model.safetensors")
     save_file({name: t for name, t in tensors.items() if "layers.1.mlp" not in name}, tmp_path / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"lacks 3 tensors of the model, for example model\.layers\.1\.mlp"):
+    with pytest.raises(CheckpointError, match=r"lacks 3 tensors of the model, such as model\.layers\.1\.mlp"):
         models.open_model(str(tmp_path))
     config.write_text('{"model_type": "no such model"}')
     with pytest.raises(CheckpointError, match="not the configuration of a model"):
@@ -332,14 +332,14 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (["--set", "weight_decay=much"], "weight_decay=much: expected a finite number"),
         (["--set", "fsdp_config={"], "fsdp_config={: expected a JSON object"),
         (["--set", "num_train_epochs=1"], "num_train_epochs=1 cannot be set: set epochs"),
-        (["--set", "save_strategy=sometimes"], "transformers refuses"),
+        (["--set", "save_strategy=sometimes"], "transformers rejects"),
         (["--set", "label_smoothing_factor=0.1"], "label_smoothing_factor=0.1 is not part of this loss"),
         (sets("eval_strategy=epoch"), "eval_strategy=epoch needs rows that are not learned: give --eval-data"),
         (sets("held_out=0.2", "eval_strategy=no"), "eval_strategy=no would not measure"),
-        (sets("held_out=0.2", "save_strategy=steps", "eval_strategy=epoch"), "set one of them, or both to the same"),
+        (sets("held_out=0.2", "save_strategy=steps", "eval_strategy=epoch"), "set only one of them, or both to the"),
         (
             sets("held_out=0.2", "eval_steps=1"),
-            "save_steps=2 beside eval_steps=1: .* both to the same, or",
+            "save_steps=2 conflicts with eval_steps=1: .* both to the same value, or",
         ),
         (sets("held_out=0.2", "metric_for_best_model=accuracy"), "expected one of loss, ce, mce"),
         (sets("adam_beta1=1.5"), "adam_beta1=1.5: expected a number of at least 0 and below 1"),
@@ -351,7 +351,7 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (sets('activation_checkpointing_kwargs={"foo":1}'), "foo is not one of context_fn"),
         (sets("objective.ridge=0"), "objective.ridge=0: expected a finite number above 0"),
         (sets("objective.form=lanczos", "objective.steps=40"), "steps=40: expected 1 to 32 Lanczos steps"),
-        (sets("batch_size=5", "gradient_accumulation=2"), "batch_size=5 does not divide"),
+        (sets("batch_size=5", "gradient_accumulation=2"), "batch_size=5 is not divisible"),
         (sets("epochs=0"), "epochs=0: expected a finite number above 0"),
         (sets("lora=-1"), "lora=-1: expected an integer of at least 0"),
         (["--load-in-4bit"], "set lora, for example lora=16"),

@@ -96,7 +96,7 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
     write(others, llm_toys.questions(9))
     with pytest.raises(RunFolderError, match="eval_data_sha256"):
         command("finetune", "--device", "cpu", *words)
-    with pytest.raises(ConfigError, match=r"held_out=0\.5 beside --eval-data"):
+    with pytest.raises(ConfigError, match=r"held_out=0\.5 conflicts with --eval-data"):
         command("finetune", "--device", "cpu", *words, *sets("held_out=0.5"))
 
 
@@ -104,9 +104,9 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
     ("assignments", "words"),
     [
         (["held_out=0.01"], "of 24 rows holds out 0"),
-        (["optim=galore_adamw"], "transformers refuses this training"),
+        (["optim=galore_adamw"], "transformers rejects this training"),
         (["lr_scheduler_type=cosine_with_min_lr"], "cosine_with_min_lr: .* correct lr_scheduler_kwargs, which is null"),
-        (["optim=adamw_torch", "optim_args=a"], "transformers refuses this training"),
+        (["optim=adamw_torch", "optim_args=a"], "transformers rejects this training"),
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
@@ -140,5 +140,5 @@ def test_a_model_that_sees_what_it_predicts_is_refused():
 
 def test_a_fine_tuning_is_trained_further_by_the_name_of_its_model(base, tmp_path):
     shutil.copytree(base, tmp_path / "run" / "model")
-    with pytest.raises(CheckpointError, match=f"name its model, {tmp_path}/run/model"):
+    with pytest.raises(CheckpointError, match=f"use its model, {tmp_path}/run/model"):
         open_tokenizer(str(tmp_path / "run"))

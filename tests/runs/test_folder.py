@@ -1,5 +1,6 @@
 """The run folder's files, under kills, full disks and second writers."""
 
+import errno
 import json
 import math
 import os
@@ -318,8 +319,8 @@ def test_a_lock_outlives_a_block_within_that_takes_it_again(tmp_path: Path) -> N
         try:
             with lock(tmp_path / "run"):
                 found.append("taken")
-        except RunFolderError:
-            found.append("refused")
+        except RunFolderError as error:
+            found.append(str(error).partition("is being written by ")[2].partition(":")[0])
 
     with lock(tmp_path / "run"):
         take()
@@ -329,10 +330,39 @@ def test_a_lock_outlives_a_block_within_that_takes_it_again(tmp_path: Path) -> N
         process = os.fork()
         if process == 0:
             take()
-            os._exit(found[-1] == "taken")
+            os._exit(found[-1] != "another process")
         assert os.waitpid(process, 0)[1] == 0
     take()
-    assert found == ["taken", "refused", "taken"]
+    assert found == ["taken", "another thread of this process", "taken"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_another_process(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would ever let go of what nobody holds."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(system.fcntl, "lockf", refuse)
+    with pytest.raises(RunFolderError) as caught, lock(tmp_path / "run"):
+        raise AssertionError("not reached")
+    assert str(caught.value) == (
+        f"Cannot write {tmp_path / 'run'}: its file system cannot lock files ({os.strerror(number)}); choose another "
+        "place."
+    )
+
+
+def test_a_lock_that_the_system_refuses_as_forbidden_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POSIX allows EACCES for a lock of another process, too."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(system.fcntl, "lockf", refuse)
+    with pytest.raises(RunFolderError, match="is being written by another process"), lock(tmp_path / "run"):
+        raise AssertionError("not reached")
 
 
 def test_a_lock_makes_the_folders_above_and_can_be_taken_again(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ class Preprocess:
 
     def __repr__(self) -> str:
         data = self.data
+        sides = "the shorter side" if data.crop_mode == "centre" else "both sides, squeezed into a square"
         return (
-            f"Preprocess(central {data.crop_fraction:g} of the shorter side, {data.image_size} pixels, "
+            f"Preprocess(central {data.crop_fraction:g} of {sides}, {data.image_size} pixels, "
             f"mean {data.mean}, std {data.std})"
         )
 

@@ -60,9 +60,11 @@ def import_(
     run = out or default_run(place, branch=branch)
     import_run(opened, run, branch=branch, fresh=fresh, say=options.say)
     data, name = opened.config.data, shlex.quote(str(run))
+    shape = "" if data.crop_mode == "centre" else " of both sides, squeezed into a square"
     options.stdout.print(f"{run}: {opened.text}", markup=False)
     options.say(
-        f"Images: {data.image_size} pixels, mean {data.mean}, std {data.std}, central crop {data.crop_fraction:g}.\n"
+        f"Images: {data.image_size} pixels, mean {data.mean}, std {data.std}, central crop {data.crop_fraction:g}"
+        f"{shape}.\n"
         f"To measure accuracy: matrix-ssl evaluate {name} --data FOLDER"
     )
 

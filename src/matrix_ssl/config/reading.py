@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Pages = Literal["first", "all", "channels"]
+CropMode = Literal["centre", "squash"]  # whether evaluation keeps the proportions of an image
 MOST_CHANNELS = 16
 READING = ("white_level", "channels", "value_range", "pages")  # settings of the data that are in a ``Reading``
 

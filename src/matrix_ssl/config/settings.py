@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Predicate
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from matrix_ssl.config.assignments import build, changes, flatten
-from matrix_ssl.config.reading import MOST_CHANNELS, Pages, Reading
+from matrix_ssl.config.reading import MOST_CHANNELS, CropMode, Pages, Reading
 from matrix_ssl.config.validation import Fraction, Seed, settings
 from matrix_ssl.errors import ConfigError
 
@@ -59,6 +59,7 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels in [0, 1]; empty: measured when a run starts
     std: tuple[float, ...] = IMAGENET_STD  # empty: measured
     crop_fraction: Annotated[float, Ge(0.01), Le(1)] = 0.875  # evaluation: the central part of the image that is kept
+    crop_mode: CropMode = "centre"  # of that part: a square, or one of the image's shape, squeezed into a square
     max_unreadable: Fraction = 0.01  # part of the images that may be unreadable before a run ends; ten always may
     white_level: NonNegativeInt = 0  # level of white in images of more than 8 bits, such as 4095; 0: their format's
     # 1 to 16: channels of an image, which keeps all of its bits; 0: three colours of 8 bits, whatever the file has; -1:
@@ -78,7 +79,7 @@ class DataConfig:
             raise ConfigError(f"{pair}: expected 1 to {MOST_CHANNELS} numbers each, or none, and std above 0.")
         if self.channels > 0 and count not in (0, self.channels):
             raise ConfigError(
-                f"data.channels={self.channels}, and data.mean has {count} numbers: expected one for each."
+                f"data.channels={self.channels}, but data.mean has {count} numbers: expected one per channel."
             )
         if self.value_range and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
             raise ConfigError(f"data.value_range={self.value_range}: expected two increasing numbers.")

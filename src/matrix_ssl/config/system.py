@@ -6,6 +6,7 @@ Linux, where they remove ``fcntl`` and ``resource`` to take the path of Windows.
 
 import contextlib
 import ctypes
+import errno
 import math
 import os
 import platform
@@ -23,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from matrix_ssl.config.untrusted import open_lock
+from matrix_ssl.config.untrusted import open_lock, why
 from matrix_ssl.errors import ConfigError
 
 try:
@@ -60,8 +61,8 @@ def locked(path: Path) -> Iterator[None]:
     A thread that holds it already may take it again in a nested block.
 
     Raises:
-        BlockingIOError: another process holds it, or another thread of this one.
-        OSError: the file cannot be written.
+        BlockingIOError: another process holds it, or another thread of this one; ``strerror`` says which of them.
+        OSError: the file cannot be written, or its file system has no locks.
     """
     thread, taken = threading.get_ident(), contextlib.ExitStack()
     with _choosing, taken:
@@ -69,7 +70,7 @@ def locked(path: Path) -> Iterator[None]:
         place = _identity(path)
         is_mine = _holders.get(place) == thread
         if place in _holders and not is_mine:
-            raise BlockingIOError(f"{path} is locked.")
+            raise _held_by("another thread of this process")
         if not is_mine:
             _take_lock(path, taken)
             place = _identity(path)
@@ -91,17 +92,23 @@ def _take_lock(path: Path, stack: contextlib.ExitStack) -> None:
         try:
             stack.enter_context(filelock.FileLock(path).acquire(blocking=False))
         except filelock.Timeout:
-            raise BlockingIOError(f"{path} is locked.") from None
+            raise _held_by("another process") from None
     else:
         file = stack.enter_context(open_lock(path))
         try:
             # not flock: worker processes would inherit it and hold it for seconds after the main process was killed
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except OSError:
+        except (BlockingIOError, PermissionError, FileNotFoundError):  # POSIX leaves open which of the first two it is
             is_there = False
+        except OSError as error:  # as on Lustre, unless it is mounted with locks
+            raise OSError(error.errno, f"its file system cannot lock files ({why(error)})") from error
         if not is_there:  # or another process has removed it since it was opened here
-            raise BlockingIOError(f"{path} is locked.")
+            raise _held_by("another process")
+
+
+def _held_by(holder: str) -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, holder)
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ class TarSource(EncodedSource):
             raise UnreadableImage(self.where(index), "the archive is cut off")
         return content
 
-    def loaded(self) -> "TarSource":
+    def loaded(self, *, most: int | None = None) -> "TarSource":
         return self  # images in memory would lose their names
 
     def where(self, index: int) -> str:
@@ -171,7 +171,7 @@ def _list(path: Path) -> Archive:
     names = list(spans)
     if not names:
         left_out = f" {remark}" if (remark := listing.remark(path)) else ""
-        raise DataError(f"{path}: there are no images in it; name an archive that has some.{left_out}")
+        raise DataError(f"{path} contains no images; choose an archive that does.{left_out}")
     labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
     listing.images = names
     places = np.array(list(spans.values()), dtype=np.int64)

@@ -1,7 +1,6 @@
 """An array of images other than 8-bit colours: 1 to 16 channels, 8 or 16 bits or floating point, as in files."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
-from matrix_ssl.data.base import Classes, Labels, MemorySource, PlacedSource, Places, Source, in_memory
+from matrix_ssl.data.base import Classes, Labels, MemorySource, PlacedSource, Places, Source
 from matrix_ssl.data.encoded import EncodedSource
 from matrix_ssl.data.values import Values
 from matrix_ssl.errors import DataError
@@ -30,6 +29,8 @@ class _Converted(MemorySource):
 class ArraySource(EncodedSource):
     """Images (n, h, w, c) of numbers, each read as a .npy file of the same numbers would be."""
 
+    _kind = _Converted
+
     def __init__(self, array: NDArray[Any], *, labels: Labels, classes: Classes):
         places = Places.whole(["array"], [len(array)])
         super().__init__("array", places, labels=labels, classes=classes)
@@ -48,10 +49,6 @@ class ArraySource(EncodedSource):
         if reading.channels not in (0, -1, stored):
             raise DataError(f"The array has {stored} channels, and what they are for takes {reading.channels}.")
         return super().with_reading(reading)
-
-    @cached_property
-    def _memory(self) -> PlacedSource:
-        return in_memory(self, kind=_Converted)
 
     def values(self, index: int) -> NDArray[Any]:
         image: NDArray[Any] = self._array[self.places.entry[index]]

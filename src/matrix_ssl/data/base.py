@@ -17,7 +17,7 @@ from matrix_ssl.errors import DataError, UnreadableImage
 
 Labels = NDArray[np.int64] | None  # (n,)
 Classes = list[str] | None  # the name of every label
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which a dataset is kept in memory
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels up to which datasets that are used as one are kept in memory
 _MOST_CLASSES = 2**20  # that are named by numbers alone
 
 
@@ -92,8 +92,11 @@ class Source(ABC):
         """The dataset with its files read in a different way; itself if it has no files."""
         return self
 
-    def loaded(self) -> "Source":
-        """The dataset with its images decoded and in memory, if there is room and it pays off; else itself."""
+    def loaded(self, *, most: int | None = None) -> "Source":
+        """The dataset with its images decoded and in memory, if there is room and it pays off; else itself.
+
+        ``most`` is how many bytes they may take; None: ``MEMORY_LIMIT``.
+        """
         return self
 
     def highest_level(self, index: int) -> int:
@@ -263,14 +266,15 @@ def as_labels(
     return labels.astype(np.int64), names
 
 
-def in_memory(source: PlacedSource, *, kind: type[MemorySource] = MemorySource) -> PlacedSource:
+def in_memory(source: PlacedSource, *, most: int | None, kind: type[MemorySource] = MemorySource) -> PlacedSource:
     """The dataset with its images decoded in one thread: for images of 32 to 128 pixels, two threads were slower.
 
-    It is returned as it is if shapes differ, an image cannot be read, or the pixels would exceed ``MEMORY_LIMIT``.
+    It is returned as it is if shapes differ, an image cannot be read, or the pixels would exceed ``most`` bytes, or
+    ``MEMORY_LIMIT`` if that is None.
     """
     try:
         first = source.read(0)
-        if len(source) * first.nbytes > MEMORY_LIMIT:
+        if len(source) * first.nbytes > (MEMORY_LIMIT if most is None else most):
             return source
         images = torch.empty((len(source), *first.shape), dtype=first.dtype)
         for index in range(len(source)):

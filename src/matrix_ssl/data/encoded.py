@@ -1,13 +1,11 @@
 """The dataset whose images are encoded files, wherever their bytes are stored."""
 
-from functools import cached_property
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import Reading
-from matrix_ssl.data.base import PlacedSource, Source, in_memory
+from matrix_ssl.data.base import MemorySource, PlacedSource, Source, in_memory
 from matrix_ssl.data.decoding import decode_values
 from matrix_ssl.data.images import decode_image, highest_level
 from matrix_ssl.errors import ConfigError
@@ -20,6 +18,9 @@ class EncodedSource(PlacedSource):
 
     A subclass provides ``encoded``, the bytes of an image.
     """
+
+    _kind: type[MemorySource] = MemorySource  # of the dataset in memory
+    _memory: PlacedSource | None = None  # the dataset in memory, or itself if it does not fit; None: not tried
 
     def read(self, index: int) -> torch.Tensor:
         content, where = self._content(index)
@@ -47,9 +48,10 @@ class EncodedSource(PlacedSource):
         other.reading, other.channels = reading, reading.channels or _COLOURS
         return other
 
-    def loaded(self) -> Source:
+    def loaded(self, *, most: int | None = None) -> Source:
+        if self._memory is None:
+            memory = in_memory(self, most=most, kind=self._kind)
+            if memory is self and most is not None:  # perhaps for want of room, and later there may be more
+                return self
+            self._memory = memory
         return self._memory
-
-    @cached_property
-    def _memory(self) -> PlacedSource:
-        return in_memory(self)

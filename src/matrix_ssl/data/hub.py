@@ -103,8 +103,8 @@ def _open(opener: Callable[..., Any], source: Any, options: dict[str, Any], refu
                 raise refusal from error
             if obstacle and isinstance(error, OSError):  # others say what is wrong with what the cache holds
                 raise type(refusal)(
-                    f"{source} is not in the local cache, and {obstacle}: name a local folder, or fetch it where there "
-                    f"is a network."
+                    f"{source} is not in the local cache, and {obstacle}: name a local folder, or download it on a "
+                    f"machine with network access."
                 ) from error
             raise
 

@@ -130,7 +130,7 @@ def open_split(split: "Dataset", *, where: str, name: str, classes: Classes = No
     if not images:
         raise DataError(f"{where}: no column holds images; its columns are {', '.join(features)}.")
     if not len(split):
-        raise DataError(f"{where}: no images; choose a split that has some.")
+        raise DataError(f"{where} contains no images; choose a split that does.")
     column = split.with_format(None).select_columns(images[0])
     column = column if images[0] == "image" else column.rename_column(images[0], "image")
     column = column.cast_column("image", datasets.Image(decode=False))

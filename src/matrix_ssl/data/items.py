@@ -83,7 +83,7 @@ def _count(items: Any, name: str) -> int:
         reason = str(error) or type(error).__name__
         raise DataError(f"{name}: its __len__ is not the number of its images ({reason}).") from error
     if not count:
-        raise DataError(f"{name}: there are no images; choose a dataset that has some.")
+        raise DataError(f"{name} contains no images; choose a dataset that does.")
     return count
 
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.config.reading import Reading
-from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, Source, as_indices
+from matrix_ssl.data import base
+from matrix_ssl.data.base import Classes, Labels, Source, as_indices
 from matrix_ssl.errors import DataError
 
 
@@ -51,8 +52,13 @@ class JoinedSource(Source):
     def with_reading(self, reading: Reading) -> "JoinedSource":
         return self._of([part.with_reading(reading) for part in self._parts])
 
-    def loaded(self) -> "JoinedSource":
-        return self._of([part.loaded() for part in self._parts])
+    def loaded(self, *, most: int | None = None) -> "JoinedSource":
+        """The datasets decoded one after the other, as long as all of them together leave room for the next."""
+        left, parts = base.MEMORY_LIMIT if most is None else most, list[Source]()
+        for part in self._parts:
+            parts.append(part.loaded(most=left))
+            left -= 0 if parts[-1].images is None else parts[-1].images.nbytes
+        return self._of(parts)
 
     def _of(self, parts: Sequence[Source]) -> "JoinedSource":
         """The same images in other parts; all of them if files have several pages."""
@@ -100,13 +106,14 @@ def _check_kinds(parts: Sequence[Source]) -> None:
     for part in parts[1:]:
         if (part.channels, part.dtype) != (first.channels, first.dtype):
             raise DataError(
-                f"{first.name!r} has {first.channels} channels of {_bits(first)} and {part.name!r} has "
-                f"{part.channels} of {_bits(part)}: name datasets of one kind together."
+                f"{first.name!r} has {_kind(first)} and {part.name!r} has {_kind(part)}: name datasets of one kind "
+                "together."
             )
 
 
-def _bits(source: Source) -> str:
-    return "all bits" if source.dtype.is_floating_point else "8 bits"
+def _kind(source: Source) -> str:
+    bits = "all bits" if source.dtype.is_floating_point else "8 bits"
+    return f"{source.channels} channel{'s' * (source.channels != 1)} of {bits}"
 
 
 def joined_name(names: Sequence[str]) -> str:
@@ -131,4 +138,4 @@ def _together(images: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     """The pixels of all datasets, if all have them in memory and in the same shape."""
     present = [one for one in images if one is not None]
     same = len(present) == len(images) and len({one.shape[1:] for one in present}) == 1
-    return torch.cat(present) if same and sum(one.numel() for one in present) <= MEMORY_LIMIT else None
+    return torch.cat(present) if same and sum(one.nbytes for one in present) <= base.MEMORY_LIMIT else None

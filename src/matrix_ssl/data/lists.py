@@ -44,5 +44,5 @@ def _lines(path: Path) -> list[str]:
                 f"{path}, line {number}: {names[-1]} does not exist; write a folder or dataset on each line."
             )
     if not names:
-        raise DataError(f"{path}: it lists nothing; write a folder on each line.")
+        raise DataError(f"{path} lists nothing; write a folder on each line.")
     return names

@@ -158,7 +158,7 @@ def evaluation_batches(
     Each batch is the indices (m,) of readable images, their pixels (m, c, s, s) in [0, 1], and the unreadable images.
     """
     if source.images is not None and not source.crops_are_rounded:
-        box = centre_box(data.crop_fraction, *source.images.shape[-2:])
+        box = centre_box(data.crop_fraction, *source.images.shape[-2:], mode=data.crop_mode)
         for start in range(0, len(source), batch_size):
             images = source.images[start : start + batch_size].to(device)
             boxes = np.tile(np.array(box), (len(images), 1))

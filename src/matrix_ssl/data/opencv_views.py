@@ -37,7 +37,7 @@ def check(source: Source, device: torch.device) -> None:
     """Raises ConfigError if views are not made on a CPU in 8 bits, MissingExtra if OpenCV is not installed."""
     if device.type != "cpu":
         raise ConfigError(
-            f"data.view_backend=opencv makes views on a CPU, and this training is on {device.type}: use --set "
+            f"data.view_backend=opencv makes views on a CPU, but this training is on {device.type}: use --set "
             "data.view_backend=torch, which makes them there."
         )
     if source.dtype != torch.uint8 or source.channels not in (1, 3):

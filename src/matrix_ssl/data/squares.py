@@ -12,26 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from matrix_ssl.config.reading import CropMode
+
 _MOST_PLACES = 22  # binary places of a weight
 _ROWS = 16  # rows of the result that are computed together
 
 
-def centre_box(fraction: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """The central square that evaluation uses, with ``fraction`` of the shorter side, as top, left, height, width."""
-    side = max(1, round(fraction * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
+def centre_box(fraction: float, height: int, width: int, *, mode: CropMode = "centre") -> tuple[int, int, int, int]:
+    """The part of an image that evaluation resizes to a square, as top, left, height, width.
+
+    It is the central square with ``fraction`` of the shorter side or, with the mode "squash", ``fraction`` of both
+    sides, as in timm's mode of that name.
+    """
+    sides = (height, width) if mode == "squash" else (min(height, width),) * 2
+    high, wide = (max(1, round(fraction * side)) for side in sides)
+    return (height - high) // 2, (width - wide) // 2, high, wide
 
 
-def central_square(pixels: NDArray[Any], *, fraction: float, size: int) -> NDArray[Any]:
-    """The central square of an image (c, h, w), uint8 or float32, resized with antialiasing to (c, size, size).
+def central_square(pixels: NDArray[Any], *, fraction: float, size: int, mode: CropMode = "centre") -> NDArray[Any]:
+    """The centre of an image (c, h, w), uint8 or float32, resized with antialiasing to (c, size, size).
 
     Args:
-        fraction: of the shorter side, in (0, 1].
+        fraction: of the shorter side, or of both with the mode "squash", in (0, 1].
         size: side of the result in pixels.
+        mode: as for ``centre_box``.
     """
-    top, left, height, width = centre_box(fraction, *pixels.shape[-2:])
+    top, left, height, width = centre_box(fraction, *pixels.shape[-2:], mode=mode)
     square = pixels[:, top : top + height, left : left + width]
-    if height == size:
+    if height == width == size:
         return square.copy()
     if pixels.dtype != np.uint8:
         channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in square)

@@ -38,7 +38,7 @@ def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
     """
     rows = [row for row in _read(source, _limits, workers=workers) if row is not None]
     if not rows:
-        raise DataError(f"{source.name!r}: none of the images can be read, so that their range is unknown.")
+        raise DataError(f"{source.name!r}: none of the images can be read, so their range is unknown.")
     if all(is_small for _, _, is_small in rows):
         return None
     low, high = min(0.0, *(low for low, _, _ in rows)), max(high for _, high, _ in rows)
@@ -55,7 +55,7 @@ def mean_and_deviation(source: Source, *, workers: int) -> Statistics:
     """Mean and standard deviation of every channel; DataError if no image can be read."""
     rows = [row for row in _read(source, _moments, workers=workers) if row is not None]
     if not rows:
-        raise DataError(f"{source.name!r}: none of the images can be read, so that their mean is unknown.")
+        raise DataError(f"{source.name!r}: none of the images can be read, so their mean is unknown.")
     first, second = np.mean(rows, axis=0)  # (channels,) each
     deviation = np.sqrt(np.maximum(second - first**2, 0))
     constant = deviation < 1e-6

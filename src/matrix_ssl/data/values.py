@@ -50,7 +50,7 @@ class Values:
         """
         if reading.channels not in (-1, self.channels):
             raise UnreadableImage(
-                where, f"{self.channels} channel{'s' * (self.channels > 1)}, and data.channels={reading.channels}"
+                where, f"{self.channels} channel{'s' * (self.channels > 1)}, but data.channels={reading.channels}"
             )
         low, high = reading.value_range or self._range(where, reading.white_level)
         kind: Any = np.float32 if self.array.dtype.itemsize <= 2 else np.float64

@@ -151,7 +151,7 @@ class CentralSquares(Reader[Crops]):
 
     def __init__(self, source: Source, data: DataConfig):
         super().__init__(source)
-        self._fraction, self._size = data.crop_fraction, data.image_size
+        self._fraction, self._mode, self._size = data.crop_fraction, data.crop_mode, data.image_size
 
     def batch(self, key: range) -> Crops:
         crops, readable, unreadable = [], [], []
@@ -161,7 +161,7 @@ class CentralSquares(Reader[Crops]):
             except UnreadableImage as error:
                 unreadable.append((error.where, error.reason))
                 continue
-            box = centre_box(self._fraction, *image.shape[-2:])
+            box = centre_box(self._fraction, *image.shape[-2:], mode=self._mode)
             crops.append(augment.crop(image, box, self._size))
             readable.append(index)
         indices = np.array(readable, dtype=np.int64)

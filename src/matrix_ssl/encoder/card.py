@@ -59,8 +59,8 @@ def check_card(path: Path) -> None:
         raise cannot_write(path, error) from error
     if _UNKNOWN not in text or _LICENCE not in text:
         raise RunFolderError(
-            f"{path} is where the model card goes, and is not one or has its licence filled in: move it, or choose a "
-            "different --out."
+            f"{path} would be replaced by the model card, but it is not one, or its licence has been filled in: move "
+            "it, or choose a different --out."
         )
 
 

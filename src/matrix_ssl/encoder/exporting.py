@@ -116,7 +116,8 @@ def _model(run: Path, weights: Weights) -> Model:
     metadata = {"architecture": network.encoder, "weights": weights, "method": method}
     saved = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "crop_fraction": data.crop_fraction,
              "stem": network.stem}  # fmt: skip
-    saved |= {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(DataConfig(), name)}
+    others = (*READING, "crop_mode")
+    saved |= {name: getattr(data, name) for name in others if getattr(data, name) != getattr(DataConfig(), name)}
     if network.patch_size:
         saved["patch_size"] = network.patch_size
     if network.configuration:
@@ -150,9 +151,9 @@ def _write_folder(target: Path, files: dict[str, bytes]) -> None:
                     _write(target / name, files[name])
             finally:
                 lock.unlink()
-    except BlockingIOError:
+    except BlockingIOError as error:
         raise RunFolderError(
-            f"{target} is being written by another process: wait for it or choose a different --out."
+            f"{target} is being written by {error.strerror}: wait for it or choose a different --out."
         ) from None
     except OSError as error:
         raise cannot_write(target, error) from error

@@ -164,9 +164,10 @@ def write_huggingface(model: Model, folder: Path, name: str) -> Exported:
         "layer_type": "basic" if wide == 1 else "bottleneck", "hidden_act": "relu",
         "downsample_in_first_stage": False, "downsample_in_bottleneck": False, "dtype": "float32",
     }  # fmt: skip
+    sides = ("height", "width") if data.crop_mode == "squash" else ("shortest_edge",)
     preprocessing = {
         "image_processor_type": "BitImageProcessor", "do_convert_rgb": True,
-        "do_resize": True, "size": {"shortest_edge": resized}, "resample": 2,
+        "do_resize": True, "size": dict.fromkeys(sides, resized), "resample": 2,
         "do_center_crop": True, "crop_size": {"height": size, "width": size},
         "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": data.mean, "image_std": data.std,

@@ -13,4 +13,5 @@ def encoder_digest(encoder: nn.Module, images: DataConfig) -> str:
     form = [type(encoder).__name__, *(getattr(encoder, name, None) for name in ("layer", "grid"))]
     prepared = [images.image_size, images.crop_fraction, images.mean, images.std, images.white_level]
     prepared += [images.channels, images.value_range, images.pages] if images.reading != Reading() else []
+    prepared += [images.crop_mode] if images.crop_mode != "centre" else []  # earlier versions had no other
     return fingerprint(checkpoint.digest(encoder.state_dict()), prepared, form)

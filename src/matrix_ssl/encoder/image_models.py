@@ -8,15 +8,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, NetworkConfig
+from matrix_ssl.config.reading import CropMode
 from matrix_ssl.config.untrusted import expanded, file_sha256, parse_json, read_file
-from matrix_ssl.data.augment import normalise
+from matrix_ssl.data.augment import crop, normalise
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
+from matrix_ssl.data.squares import centre_box
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
 from matrix_ssl.encoder.matching import Counts
@@ -30,6 +32,7 @@ _UNUSED = {"transformers_version", "architectures", "dtype", "torch_dtype", "aut
 _LISTED = 4  # names listed in an error
 _LEVIT = 256 / 224  # factor by which LeViT's processor resizes beyond its stated size
 _CLOSE = 1e-3  # in normalised pixels: less than a tenth of an 8-bit level
+_NEAR = 0.1  # in pixels from 0 to 1: the ways to make an image square differ by 0.25
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]
     """The folder of a model with all its files, and the files with its weights."""
     local = expanded(name)
     if local.is_dir():
+        if (local / _CONFIG).exists():
+            _refuse_timm(local / _CONFIG, place)
         files = {each: local / each for each in (_CONFIG, _PREPROCESSING, _WEIGHTS, _SHARDS) if (local / each).exists()}
         for needed in (_CONFIG, _PREPROCESSING, _WEIGHTS):
             if needed not in files and not (needed == _WEIGHTS and _SHARDS in files):
@@ -144,9 +149,25 @@ def _folder(name: str, place: str, *, download: bool) -> tuple[Path, list[Path]]
             raise absent(what, source=f"https://huggingface.co/{name}", place=hub_place(name))
         return fetch_from_hub(name, choices, what=what)
 
+    if name.startswith("timm/"):
+        raise CheckpointError(f"{place} is a model of timm: use {name}.")
     folder = get(_CONFIG).parent
+    _refuse_timm(folder / _CONFIG, place)
     get(_PREPROCESSING)
     return folder, _weight_files(get(_WEIGHTS, _SHARDS), get)
+
+
+def _refuse_timm(config: Path, place: str) -> None:
+    """Raises CheckpointError for a model of timm, which transformers only wraps: it has no preprocessing of its own."""
+    try:
+        values = parse_json(read_file(config))
+    except (OSError, ValueError):  # transformers says what is wrong with it
+        return
+    if isinstance(values, dict) and "architecture" in values and "pretrained_cfg" in values:
+        name = f"timm/{values['architecture']}"
+        raise CheckpointError(
+            f"{place} is a model of timm: use {name}, or import its {_WEIGHTS} with --architecture {name}."
+        )
 
 
 def _weight_files(first: Path, get: Any) -> list[Path]:
@@ -194,26 +215,49 @@ def _data(processor: Any, place: str) -> DataConfig:
     sides = (resized or size, int((resized or size) / crop), int((resized or size) * _LEVIT))
     for larger in sides:
         if larger >= size and _agrees(processor, data, larger, place):
-            return dataclasses.replace(data, crop_fraction=size / larger)
+            data = dataclasses.replace(data, crop_fraction=size / larger)
+            if (mode := _crop_mode(processor, data, larger, place)) is not None:
+                return dataclasses.replace(data, crop_mode=mode)
     raise CheckpointError(
         f"{place}: {type(processor).__name__} prepares images in a way that no setting here expresses, such as another "
-        "order of colours; choose a different encoder."
+        "order of colours or a border; choose a different encoder."
     )
 
 
 def _agrees(processor: Any, data: DataConfig, side: int, place: str) -> bool:
-    """Whether a processor crops the centre of an image with this side, in pixels, and normalises it like us."""
+    """Whether a processor crops the centre of a square image with this side, in pixels, and normalises it like us."""
     levels = torch.randint(256, (len(data.mean), side, side), generator=torch.Generator().manual_seed(0))
+    made = _prepared(processor, levels.byte(), place)
+    pixels = normalise(levels[None] / 255, data.mean, data.std)
+    edge, odd = divmod(side - data.image_size, 2)
+    squares = (pixels[:, :, a : a + data.image_size, a : a + data.image_size] for a in {edge, edge + odd})
+    return any(made.shape == square.shape and bool((made - square).abs().max() < _CLOSE) for square in squares)
+
+
+def _crop_mode(processor: Any, data: DataConfig, side: int, place: str) -> CropMode | None:
+    """How a processor makes an image square that is twice as wide as high; None if neither mode does the same.
+
+    The image gets brighter from left to right, so that what is left of its sides shows, however it is interpolated.
+    """
+    levels = torch.linspace(0, 255, 2 * side).round().byte().expand(len(data.mean), side, -1).contiguous()
+    made, std = _prepared(processor, levels, place), torch.tensor(data.std).view(1, -1, 1, 1)
+    for mode in get_args(CropMode):
+        ours = crop(levels, centre_box(data.crop_fraction, *levels.shape[1:], mode=mode), data.image_size)[None] / 255
+        same = made.shape == ours.shape
+        if same and ((made - normalise(ours, data.mean, data.std)) * std).abs().max() < _NEAR:
+            return cast("CropMode", mode)
+    return None
+
+
+def _prepared(processor: Any, levels: Tensor, place: str) -> Tensor:
+    """What a processor makes of an image, uint8 (c, h, w): (1, c, s, s)."""
     try:
-        made = processor(
-            levels.to(torch.uint8).numpy(), input_data_format="channels_first", return_tensors="pt"
+        made: Tensor = processor(
+            levels.numpy(), input_data_format="channels_first", return_tensors="pt"
         ).pixel_values  # fmt: skip
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(f"{place}: {type(processor).__name__} fails on an image ({reason}).") from error
-    pixels = normalise(levels[None] / 255, data.mean, data.std)
-    edge, odd = divmod(side - data.image_size, 2)
-    squares = (pixels[:, :, a : a + data.image_size, a : a + data.image_size] for a in {edge, edge + odd})
-    return any(made.shape == square.shape and bool((made - square).abs().max() < _CLOSE) for square in squares)
+    return made

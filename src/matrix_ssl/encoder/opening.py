@@ -140,7 +140,7 @@ def _data(
     metadata: Mapping[str, str], mean: Sequence[float] | None, std: Sequence[float] | None, crop_fraction: float | None
 ) -> DataConfig:
     options = {"mean": mean, "std": std, "crop_fraction": crop_fraction}
-    names = (*options, *READING)
+    names = (*options, *READING, "crop_mode")
     values = {name: architectures.saved(metadata, name, Any, None) for name in names if name in metadata}
     values |= {name: value for name, value in options.items() if value is not None}
     return configuration.from_dict({"data": values}).data

@@ -8,8 +8,11 @@ from typing import Any
 import torchvision
 
 from matrix_ssl.config import DataConfig
+from matrix_ssl.config.reading import CropMode
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, fetch_url, find_in_hub, find_url, hub_place, url_place
 from matrix_ssl.errors import CheckpointError, ConfigError, did_you_mean, import_extra
+
+_CROP_MODES: dict[str, CropMode] = {"center": "centre", "squash": "squash"}  # of timm
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,15 @@ def timm_weights(name: str, tag: str, *, download: bool) -> Published:
     settings = timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
     label = f"timm/{name}.{settings.tag}"
     channels, size, _ = settings.input_size
-    data = DataConfig(image_size=size, mean=settings.mean, std=settings.std, crop_fraction=settings.crop_pct)
+    if settings.crop_mode not in _CROP_MODES:
+        raise ConfigError(
+            f"{label} takes images with crop_mode={settings.crop_mode} of timm, which is not supported; choose "
+            "different weights."
+        )
+    data = DataConfig(
+        image_size=size, mean=settings.mean, std=settings.std,
+        crop_fraction=settings.crop_pct, crop_mode=_CROP_MODES[settings.crop_mode],
+    )  # fmt: skip
     if len(data.mean) != channels:
         raise ConfigError(f"{label} takes images of {channels} channels, but names the mean of {len(data.mean)}.")
     path = _timm_file(settings, label, download=download)

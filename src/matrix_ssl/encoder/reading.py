@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> Contents:
     for number, (name, tensor) in enumerate(_walk(loaded, "", _DEEPEST), 1):
         if number > _MOST_NAMES:
             raise CheckpointError(
-                f"{path} has more than {_MOST_NAMES:,} names in its groups, as no network has: it was not read."
+                f"{path} has more than {_MOST_NAMES:,} names in its groups, more than any network: it was not read."
             )
         if tensor is not None:
             tensors[name] = tensor

@@ -17,6 +17,8 @@ from matrix_ssl.runs import checkpoint
 
 Sizes = Literal["own", "run", "both"]
 
+_OWN = ("mean", "std", "crop_fraction", "crop_mode")  # preparation of images that belongs to an encoder
+
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
@@ -31,7 +33,7 @@ class Baseline:
 
     def beside(self, run: DataConfig) -> "Baseline":
         """The same encoder for comparison with a run on other images, with its own size and normalisation."""
-        own = {name: getattr(self.data, name) for name in ("image_size", "mean", "std", "crop_fraction")}
+        own = {name: getattr(self.data, name) for name in ("image_size", *_OWN)}
         return dataclasses.replace(self, data=dataclasses.replace(run, **own))
 
     def describe(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class Baseline:
             "tensors": self.tensors,
             "image_size": self.data.image_size,
             "crop_fraction": self.data.crop_fraction,
+            **({"crop_mode": self.data.crop_mode} if self.data.crop_mode != "centre" else {}),
             "mean": self.data.mean,
             "std": self.data.std,
         }
@@ -72,9 +75,7 @@ def open_baselines(
         own = opened.config.data
         sides = {"own": [own.image_size], "run": [run.image_size], "both": [own.image_size, run.image_size]}[sizes]
         for side in dict.fromkeys(sides):
-            data = dataclasses.replace(
-                run, image_size=side, mean=own.mean, std=own.std, crop_fraction=own.crop_fraction
-            )
+            data = dataclasses.replace(run, image_size=side, **{name: getattr(own, name) for name in _OWN})
             _check_size(reference, opened.encoder, data, own.image_size)
             label = name if short.count(name) == 1 else reference
             baselines.append(Baseline(

@@ -62,7 +62,8 @@ class Subject:
             "set": {"train": _describe(self.train), "test": _describe(self.test)},
             "images": [data.image_size, data.crop_fraction, data.mean, data.std]
             + ([data.white_level] if data.white_level else [])  # earlier versions' results lack it and the next ones
-            + ([data.channels, data.value_range, data.pages] if data.channels or data.pages != "first" else []),
+            + ([data.channels, data.value_range, data.pages] if data.channels or data.pages != "first" else [])
+            + ([data.crop_mode] if data.crop_mode != "centre" else []),
         }
 
     @cached_property

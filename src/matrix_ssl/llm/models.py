@@ -57,7 +57,7 @@ def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         _check_exists(folder)
         if not (folder / _TOKENIZER).is_file():
             if (folder / MODEL / _TOKENIZER).is_file():
-                raise CheckpointError(f"{folder} is the folder of a fine-tuning: name its model, {folder / MODEL}.")
+                raise CheckpointError(f"{folder} is the folder of a fine-tuning run: use its model, {folder / MODEL}.")
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there with save_pretrained.")
         _check_config(folder)
         place = str(folder)
@@ -94,9 +94,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     _check_quantized(model, opened)
     if quantized and not getattr(opened.config.quantization_config, "load_in_4bit", False):
         method = _method(opened.config.quantization_config)
-        raise ConfigError(
-            f"The weights of {model} are quantized ({method}) but not in four bits: leave load_in_4bit out."
-        )
+        raise ConfigError(f"The weights of {model} are quantized ({method}) but not in four bits: remove load_in_4bit.")
     return opened
 
 
@@ -221,7 +219,7 @@ def _quantized_remedy(model: str, *, in_four_bits: bool) -> str:
     quantization = values.get("quantization_config", inner and inner.get("quantization_config"))
     if quantization is None:
         return ""
-    way = "leave load_in_4bit out" if in_four_bits else "install what that needs"
+    way = "remove load_in_4bit" if in_four_bits else "install the package that it needs"
     return f" Its weights are quantized ({_method(quantization)}): {way}, or use the model before quantization."
 
 
@@ -240,7 +238,7 @@ def _check_quantized(model: str, opened: Any) -> None:
     if not getattr(opened, "is_quantized", False):
         raise CheckpointError(
             f"{model} says in {_CONFIG} that its weights are quantized ({_method(quantization)}), which transformers "
-            f"does not know: use the model before quantization, or remove quantization_config if they are not."
+            f"does not support: use the model before quantization, or remove quantization_config if they are not."
         )
     layers = (layer for layer in opened.modules() if type(layer).__module__.startswith("bitsandbytes."))
     if any(type(getattr(layer, "weight", None)) is torch.nn.Parameter for layer in layers):
@@ -277,15 +275,15 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
 def _check_complete(model: str, missing: Iterable[str]) -> None:
     if names := sorted(missing):
         raise CheckpointError(
-            f"{model} lacks {len(names)} tensors of the model, for example {names[0]}, which would be random: copy all "
-            f"of its weight files."
+            f"{model} lacks {len(names)} tensor{'s' * (len(names) > 1)} of the model, such as {names[0]}, which would "
+            f"stay random: copy all of its weight files."
         )
 
 
 def _check_exists(folder: Path) -> None:
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {state}: --model takes the folder of a model or a name of the hub.")
+        raise CheckpointError(f"{folder} {state}: --model takes the folder of a model or a name on the hub.")
 
 
 def _check_folder(folder: Path, *, adapter: bool) -> None:
@@ -293,7 +291,8 @@ def _check_folder(folder: Path, *, adapter: bool) -> None:
     if (folder / _ADAPTER).is_file():
         if not adapter:
             raise ConfigError(
-                f"{folder} holds an adapter: merge it into its model first (peft's merge_and_unload), and save that."
+                f"{folder} holds an adapter: merge it into its model first (peft's merge_and_unload) and save the "
+                f"result."
             )
         return
     if not (folder / _CONFIG).is_file():
@@ -302,6 +301,6 @@ def _check_folder(folder: Path, *, adapter: bool) -> None:
     if not any(folder.glob("*.safetensors")):
         what = "only pickled ones (.bin), which are never loaded" if any(folder.glob("*.bin")) else f"only {_CONFIG}"
         raise CheckpointError(
-            f"{folder} has no weights in safetensors, {what}: save them there, or use random weights with --model "
-            f"{FROM_CONFIG}{folder}."
+            f"{folder} has no weights in safetensors, {what}: save them in that format, or use random weights with "
+            f"--model {FROM_CONFIG}{folder}."
         )

@@ -175,9 +175,9 @@ def lock(run: Path) -> Iterator[None]:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(system.locked(run / _LOCK))
             refuse_links(run)
-        except BlockingIOError:
+        except BlockingIOError as error:
             raise RunFolderError(
-                f"{run} is being written by another process: wait for it or choose another folder."
+                f"{run} is being written by {error.strerror}: wait for it or choose another folder."
             ) from None
         except OSError as error:
             raise cannot_write(run, error) from error

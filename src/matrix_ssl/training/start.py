@@ -25,7 +25,7 @@ from matrix_ssl.training.setup import build_method
 # what follows from the weights, unless the user sets it
 _FOLLOWING = (
     *(f"network.{field.name}" for field in dataclasses.fields(NetworkConfig)),
-    *("data.image_size", "data.mean", "data.std", "data.crop_fraction"),
+    *("data.image_size", "data.mean", "data.std", "data.crop_fraction", "data.crop_mode"),
 )
 _RATE = 0.1  # times the recipe's learning rate
 

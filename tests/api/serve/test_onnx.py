@@ -109,6 +109,15 @@ def test_gives_the_features_of_its_graph(tmp_path):
     np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected, rtol=0, atol=1e-4)
 
 
+def test_squeezes_images_if_the_encoder_takes_them_so(tmp_path):
+    encoder = open_served(write_onnx(tmp_path / "small.onnx", crop_mode='"squash"'))
+    image = pixels(5, 50, 40)
+    expected = crop(torch.from_numpy(image.transpose(2, 0, 1).copy()), centre_box(0.875, 50, 40, mode="squash"), SIZE)
+    assert np.abs(encoder.square(encoded(image), "x").astype(int) - expected.numpy()).max() <= 1
+    with TestClient(create_app(encoder)) as client:
+        assert client.get("/info").json()["crop_mode"] == "squash"
+
+
 @pytest.mark.slow
 def test_of_an_export_gives_the_features_of_pytorch(tmp_path):
     run, _ = make_run(tmp_path / "r", *SETTINGS)
@@ -129,7 +138,8 @@ def test_of_an_export_gives_the_features_of_pytorch(tmp_path):
     [({"mean": None, "std": None}, "does not say how images are prepared: mean, std missing; write it with"),
      ({"mean": "nothing"}, "makes no sense"), ({"mean": [0.5], "std": [0.1, 0.2]}, "makes no sense"),
      ({"image_size": 1e9}, "makes no sense"), ({"crop_fraction": 7}, "makes no sense"),
-     ({"value_range": [1]}, "makes no sense"), ({"std": "[" * 999}, "makes no sense"),
+     ({"value_range": [1]}, "makes no sense"), ({"crop_mode": ["squash"]}, "makes no sense"),
+     ({"std": "[" * 999}, "makes no sense"),
      ({"image_size": SIZE + 1}, rf"does not compute features \(n, k\) from pixels \(n, 3, {SIZE + 1}, {SIZE + 1}\)")],
 )  # fmt: skip
 def test_without_what_the_service_needs_is_refused(tmp_path, changes, reason):

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.api.serve.served import Preparation, ServedEncoder
-from matrix_ssl.config.reading import READING, Reading
+from matrix_ssl.config.reading import READING, CropMode, Reading
 from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file, why
 from matrix_ssl.data.decoding import decode_pixels
 from matrix_ssl.data.squares import central_square
@@ -76,7 +76,7 @@ class OnnxEncoder(ServedEncoder):
         """The square as ``matrix-ssl embed`` crops it, except for the rounding that ``data.squares`` describes."""
         prepared = self.preparation
         image = decode_pixels(content, where, reading=prepared.reading)
-        return central_square(image, fraction=prepared.crop_fraction, size=prepared.image_size)
+        return central_square(image, fraction=prepared.crop_fraction, size=prepared.image_size, mode=prepared.crop_mode)
 
     def features(self, squares: NDArray[Any]) -> NDArray[np.float32]:
         """Runs the graph, which normalises the pixels itself."""
@@ -93,16 +93,20 @@ def _preparation(path: Path, metadata: dict[str, str]) -> Preparation:
     if missing:
         raise CheckpointError(f"{path} does not say how images are prepared: {', '.join(missing)} missing; {_REMEDY}")
     try:
-        values = {name: parse_json(metadata[name]) for name in (*_NEEDED, *READING) if name in metadata}
+        names = (*_NEEDED, *READING, "crop_mode")
+        values = {name: parse_json(metadata[name]) for name in names if name in metadata}
         reading = {name: values[name] for name in READING if name in values}
         if reading.get("value_range") is not None:
             low, high = map(float, reading["value_range"])
             reading["value_range"] = low, high
         size, fraction = values["image_size"], float(values["crop_fraction"])
         mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
-        if not (isinstance(size, int) and size > 0 and 0 < fraction <= 1 and len(mean) == len(std) > 0):
+        mode = values.get("crop_mode", "centre")
+        if mode not in get_args(CropMode) or not (
+            isinstance(size, int) and size > 0 and 0 < fraction <= 1 and len(mean) == len(std) > 0
+        ):
             raise ValueError
     except (ValueError, TypeError):
         said = json.dumps({name: metadata[name] for name in _NEEDED})
         raise CheckpointError(f"{path} says of its images what makes no sense, {said}; {_REMEDY}") from None
-    return Preparation(size, fraction, mean, std, Reading(**reading))
+    return Preparation(size, fraction, mean, std, Reading(**reading), mode)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.config.reading import COLOURS, Reading
+from matrix_ssl.config.reading import COLOURS, CropMode, Reading
 from matrix_ssl.errors import ConfigError
 
 _COLOURS = 3
@@ -19,9 +19,10 @@ class Preparation:
 
     Attributes:
         image_size: side in pixels.
-        crop_fraction: side of the central crop as a fraction of the shorter side.
+        crop_fraction: side of the central crop as a fraction of the shorter side, or of both sides.
         mean, std: of pixels in [0, 1], one number per channel.
         reading: how files are converted to pixels.
+        crop_mode: as for ``data.squares.centre_box``.
     """
 
     image_size: int
@@ -29,6 +30,7 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     reading: Reading = COLOURS
+    crop_mode: CropMode = "centre"
 
     def __post_init__(self) -> None:
         if self.reading.channels in (0, -1) and len(self.mean) != _COLOURS:

@@ -62,6 +62,7 @@ class Service:
             "width": encoder.width,
             "image_size": prepared.image_size,
             "crop_fraction": prepared.crop_fraction,
+            "crop_mode": prepared.crop_mode,
             "mean": list(prepared.mean),
             "std": list(prepared.std),
             "channels": len(prepared.mean),

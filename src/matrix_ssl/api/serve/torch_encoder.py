@@ -46,7 +46,9 @@ class TorchEncoder(ServedEncoder):
             config, encoder, self.sha256 = opened.config, opened.encoder, opened.sha256
         data = config.data
         self.name, self.weights = config.network.encoder, weights
-        self.preparation = Preparation(data.image_size, data.crop_fraction, data.mean, data.std, data.reading)
+        self.preparation = Preparation(
+            data.image_size, data.crop_fraction, data.mean, data.std, data.reading, data.crop_mode
+        )
         self.digest = encoder_digest(encoder, data)
         self._device = devices.choose_device(device)
         self._encoder = encoder.eval().to(self._device)
@@ -58,7 +60,7 @@ class TorchEncoder(ServedEncoder):
         """The square as ``matrix-ssl embed`` crops it."""
         prepared = self.preparation
         image = torch.from_numpy(decode_pixels(content, where, reading=prepared.reading))
-        box = centre_box(prepared.crop_fraction, *image.shape[-2:])
+        box = centre_box(prepared.crop_fraction, *image.shape[-2:], mode=prepared.crop_mode)
         return crop(image, box, prepared.image_size).numpy()
 
     @torch.no_grad()

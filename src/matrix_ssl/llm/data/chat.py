@@ -49,7 +49,7 @@ def render(
 
 
 def _refused(reason: str) -> DataError:
-    return DataError(f"The tokenizer's chat template refuses a conversation: {reason}.")
+    return DataError(f"The tokenizer's chat template rejects a conversation: {reason}.")
 
 
 def _reason(error: Exception) -> str:

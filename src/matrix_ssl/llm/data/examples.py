@@ -90,8 +90,8 @@ def check_end(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The end token of a tokenizer; DataError if it has none."""
     if (end := tokenizer.eos_token_id) is None:
         raise DataError(
-            "The tokenizer has no end token, so answers would neither learn to end nor end: set its eos_token, and "
-            "save it with save_pretrained."
+            "The tokenizer has no end token, so answers would never end: set its eos_token, and save it with "
+            "save_pretrained."
         )
     return int(end)
 

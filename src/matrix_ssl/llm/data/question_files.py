@@ -38,7 +38,7 @@ def read_rows(data: str) -> Rows:
     if data.startswith(_HUB):
         return _read_hub(data)
     if Path(data).is_dir():
-        raise DataError(f"{data} is a folder: name a file in it, or write hf:{data} for a dataset of several files.")
+        raise DataError(f"{data} is a folder: name a file in it, or use hf:{data} for a dataset of several files.")
     rows, content = read_table(Path(data))
     if not rows:
         raise DataError(f"{data} is empty: it needs at least one question and its answer.")
@@ -48,7 +48,8 @@ def read_rows(data: str) -> Rows:
 def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
     """The questions of a file or dataset, with or without answers, or the lines of a text file (.txt).
 
-    The question of a conversation is everything except a final answer by the assistant. The answers are empty.
+    The question of a conversation is everything except a final answer by the assistant. The answers are empty. If the
+    file has answers, too, the questions are those that ``exchanges`` reads from it.
     """
     if data.lower().endswith(".txt") and not data.startswith(_HUB):
         texts = [(number, line) for number, line in enumerate(read_lines(Path(data)), 1) if line.strip()]
@@ -57,11 +58,11 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
         return [Exchange.of(_encodable(line, f"{data}, line {number}"), "") for number, line in texts]
     rows = read_rows(data)
     present = _names(rows)
-    known = [*columns[:1], *(names[0] for names in KNOWN if not columns)]
-    name = next((name for name in known if name in present), None)
+    known = [names[0] for names in (*_complete(present), *KNOWN)]  # first what would be learned
+    name = next((name for name in columns[:1] or known if name in present), None)
     if name is None:
-        raise DataError(f"{rows.name} has the columns {', '.join(present)}, of which none is known to hold questions: "
-                        f"name one with --columns.")  # fmt: skip
+        raise DataError(f"{rows.name} has the columns {', '.join(present)}, none of which is known to hold "
+                        f"questions: name one with --columns.")  # fmt: skip
     return _each_row(rows, partial(_question, columns=ALPACA[:2] if name == ALPACA[0] and not columns else (name,)))
 
 
@@ -84,9 +85,8 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
             raise DataError(f"{rows.name} has no column {name!r}.{did_you_mean(name, present)}")
     if columns:
         return tuple(columns)
-    for names in KNOWN:
-        if set(names) <= set(present):
-            return names
+    if complete := _complete(present):
+        return complete[0]
     known = ", ".join("/".join(names) for names in KNOWN)
     shown = ", ".join(name if name == name.strip() else repr(name) for name in present)
     first = " The first line of a table holds their names." if is_separated(Path(rows.name)) else ""
@@ -103,6 +103,11 @@ def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
 def _names(rows: Rows) -> list[str]:
     """All columns; a row of JSON may lack those that are empty, such as Alpaca's input."""
     return list(dict.fromkeys(name for row in rows.rows for name in row))
+
+
+def _complete(present: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those of ``KNOWN`` whose columns are all present."""
+    return [names for names in KNOWN if set(names) <= set(present)]
 
 
 def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
@@ -194,8 +199,8 @@ def _encodable(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} has half of a character at position {error.start} ({text[error.start]!a}), which is no Unicode "
-            f"text: remove it, or cut the text elsewhere."
+            f"{where} has half of a character at position {error.start} ({text[error.start]!a}), which is not "
+            f"valid Unicode: remove it, or cut the text elsewhere."
         ) from error
     return text
 

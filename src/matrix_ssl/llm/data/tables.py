@@ -41,8 +41,9 @@ def read_table(path: Path) -> tuple[Table, bytes]:
         return _separated(path, plain, _SEPARATORS[kind]), content
     if kind in _JSON or plain.lstrip()[:1] in (b"{", b"["):
         return (_whole if kind == ".json" else _lines)(path, plain), content
+    extension = f"the extension {kind}" if kind else "no extension"
     raise DataError(
-        f"{path} has the ending {kind or 'of no kind'}: expected JSON lines (.jsonl), a JSON list (.json), .csv, .tsv "
+        f"{path} has {extension}: expected JSON lines (.jsonl), a JSON list (.json), .csv, .tsv "
         f"or .parquet; text may be compressed (.gz)."
     )
 
@@ -81,7 +82,7 @@ def _whole(path: Path, content: bytes) -> Table:
         return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
     rows = _json(content, str(path))
     if not isinstance(rows, list):
-        raise DataError(f"{path} is not a list of objects: a file with one object a line is named .jsonl.")
+        raise DataError(f"{path} is not a list of objects: rename a file with one object per line to .jsonl.")
     return _objects((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 

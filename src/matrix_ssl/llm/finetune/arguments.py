@@ -72,7 +72,7 @@ INSTEAD = {
     "tpu_num_cores": "run one process for each core, by torchrun",
     "tpu_metrics_debug": "set debug=tpu_metrics_debug",
     **dict.fromkeys(("jit_mode_eval", "past_index", "use_ipex", "mp_parameters", "ray_scope"),
-                    "transformers has removed it; leave it out"),
+                    "transformers has removed it; remove it here, too"),
     "lr": "set learning_rate",
     "num_epochs": "set epochs",
     "max_seq_length": "set max_length",
@@ -124,16 +124,17 @@ def check_assigned(assigned: Mapping[str, Any], *, evaluates: bool) -> None:
         raise ConfigError("eval_strategy=no would not measure the held-out rows: remove it, or remove the rows.")
     if saves in ("steps", "epoch") and evaluation not in ("", saves):
         raise ConfigError(
-            f"eval_strategy={evaluation} beside save_strategy={saves}: every checkpoint is measured, so that the best "
-            f"one can be kept; set one of them, or both to the same."
+            f"eval_strategy={evaluation} conflicts with save_strategy={saves}: every checkpoint is measured, so that "
+            f"the best one can be kept; set only one of them, or both to the same value."
         )
     by_steps = saves == "steps" or (not saves and evaluation == "steps")
     saved, measured = (assigned.get(key) for key in ("save_steps", "eval_steps"))
     keeps_best = assigned.get("load_best_model_at_end", True)
     if by_steps and keeps_best and None not in (saved, measured) and saved != measured:
         raise ConfigError(
-            f"save_steps={saved:g} beside eval_steps={measured:g}: every checkpoint is measured, and nothing else is, "
-            f"so that the best one can be kept; set one of them, both to the same, or load_best_model_at_end=false."
+            f"save_steps={saved:g} conflicts with eval_steps={measured:g}: exactly the checkpoints are measured, so "
+            f"that the best one can be kept; set only one of them, both to the same value, or "
+            f"load_best_model_at_end=false."
         )
     if saves == "no" and assigned.get("load_best_model_at_end"):
         raise ConfigError("load_best_model_at_end=true needs checkpoints: remove save_strategy=no.")

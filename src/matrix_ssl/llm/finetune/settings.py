@@ -62,7 +62,9 @@ class FineTuneSettings:
     def __post_init__(self) -> None:
         """Raises ConfigError for four bits without adapters, and for two sources of held-out rows."""
         if self.eval_data and self.held_out:
-            raise ConfigError(f"held_out={self.held_out} beside --eval-data {self.eval_data}: remove one of them.")
+            raise ConfigError(
+                f"held_out={self.held_out} conflicts with --eval-data {self.eval_data}: remove one of them."
+            )
         if self.load_in_4bit and not self.lora:
             raise ConfigError(
                 "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
@@ -87,7 +89,7 @@ class FineTuneSettings:
         parts = processes * self.gradient_accumulation
         if self.batch_size % parts:
             raise ConfigError(
-                f"batch_size={self.batch_size} does not divide by {processes} processes times "
+                f"batch_size={self.batch_size} is not divisible by {processes} processes times "
                 f"gradient_accumulation={self.gradient_accumulation}."
             )
         return self.batch_size // parts
@@ -140,7 +142,7 @@ def _refused(values: dict[str, Any], error: Exception) -> ConfigError:
     """The error for arguments that transformers rejects; if one of them needs a missing library, it names that."""
     if values.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         return ConfigError("deepspeed: the package 'deepspeed' is not installed; run pip install deepspeed.")
-    return ConfigError(f"transformers refuses these training arguments: {arguments.one_sentence(error)}")
+    return ConfigError(f"transformers rejects these training arguments: {arguments.one_sentence(error)}")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
