@@ -2,7 +2,7 @@
 
 import pytest
 
-from matrix_ssl.report.formats import fixed, number, percent, points
+from matrix_ssl.report.formats import fixed, number, percent, points, rate
 from matrix_ssl.report.similarity import matrix_table
 from matrix_ssl.report.tables import Difference
 
@@ -27,3 +27,9 @@ def test_a_similarity_just_below_zero() -> None:
     """As that of unrelated checkpoints by the unbiased CKA."""
     table = matrix_table([[1.0, -0.002], [-0.002, 1.0]], ["a", "b"], ["a", "b"], "")
     assert list(table.columns[2].cells) == ["0.00", "1.00"]
+
+
+def test_a_slow_training_has_a_rate() -> None:
+    assert [rate(value) for value in (None, 0.04, 0.4, 1.96, 9.94, 10.9, 12345.6)] == [
+        "", "0.04", "0.4", "2", "9.9", "10", "12,345",
+    ]  # fmt: skip

@@ -46,6 +46,11 @@ def whole(value: float | None) -> str:
     return "" if value is None else f"{int(value):,}"
 
 
+def rate(value: float | None) -> str:
+    """So many a second: an integer or, below ten, one or two digits; empty for None."""
+    return whole(value) if value is None or value >= 10 else f"{value:.2g}"
+
+
 def percent(share: float | None, *, sign: str = "") -> str:
     """A share or accuracy between 0 and 1 in percent, with one decimal; ``sign="+"`` for differences."""
     return ABSENT if share is None else fixed(100 * share, 1, sign=sign)
