@@ -246,11 +246,11 @@ def summary(rows: Iterable[Row]) -> str:
     unshifted = sorted(name for name, row in best.items() if abs(row.get("difference_of_own_loss") or 0) > ALLOWED)
     return (
         f"Of the {len(best)} causal language models of transformers {transformers.__version__}, "
-        f"{count['hidden states']} give the loss from hidden states, {count['logits']} from whole logits, "
-        f"{count['refused']} are refused and {count['not compared']} were not compared: models of about two layers "
-        f"with random weights. The largest relative error to the definition is {loss:.0e} for the loss and "
-        f"{gradient:.0e} for its gradient. At weight 0 the loss is the model's own, but for {len(unshifted)} classes: "
-        f"{', '.join(unshifted)}."
+        f"{count['hidden states']} give the loss from hidden states, {count['logits']} from full logits, "
+        f"{count['refused']} are refused and {count['not compared']} were not compared; the models have about two "
+        f"layers and random weights. The largest relative error with respect to the definition is {loss:.0e} for the "
+        f"loss and {gradient:.0e} for its gradient. At weight 0, the loss is the model's own except for "
+        f"{len(unshifted)} classes: {', '.join(unshifted)}."
     )
 
 

@@ -81,7 +81,7 @@ def section(rows: Sequence[Row]) -> str:
         lines.append([TITLES.get(name, name), *cells])
     head = [f"{what}, rate {rate:g}" for rate in rates for what in ("accuracy, %", "token CE", "− CE, points")]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-    return f"{table(['variant', *head], lines)}\n{len(seeds)} seeds, mean ± sd, commits {commits}.\n"
+    return f"{table(['variant', *head], lines)}\n{len(seeds)} seeds, mean ± standard deviation, commits {commits}.\n"
 
 
 if __name__ == "__main__":

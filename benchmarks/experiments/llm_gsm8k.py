@@ -190,7 +190,7 @@ def section(result: dict[str, Any]) -> str:
     ]
     names = [f"{measure}, {which}" for measure in measures.values() for which in ("untrained", "trained")]
     return "\n".join([
-        f"{t['parameters']:,} parameters, {s['problems']} problems to learn, {t['steps']} steps of batch "
+        f"{t['parameters']:,} parameters, {s['problems']} training problems, {t['steps']} steps with batch size "
         f"{s['batch_size']}, CE + MCE closed; cross-entropy {first['ce']:.2f} at the first step, {last['ce']:.2f} at "
         f"the last. {t['seconds_since_last_start']:.0f} seconds of training on an {e['processor']}, one thread, "
         f"PyTorch {e['torch']}, transformers {e['transformers']}, commit {e['commit']}.\n",

@@ -132,9 +132,9 @@ def page(results: dict[str, Any]) -> str:
     parsers = [_fuzzed(name, [one for one in done.values() if one.get("parser") == name]) for name in NAMES]
     commits = sorted({one["commit"] for one in done.values()})
     return (
-        f"Shown on {where['processor']}, Python {where['python']}, PyTorch {where['torch']}, at commit "
-        f"{', '.join(commits)}. CPU seconds are those of the tests and of all processes that they start.\n\n"
-        f"{table(['row', 'fault', 'times', 'shown', 'CPU s'], lines)}\n\n"
+        f"Tested on {where['processor']}, Python {where['python']}, PyTorch {where['torch']}, at "
+        f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}. CPU seconds include all processes that the tests "
+        f"start.\n\n{table(['row', 'fault', 'times', 'shown', 'CPU s'], lines)}\n\n"
         f"{table(['parser', 'damaged inputs', 'shown', 'CPU s'], parsers)}"
     )
 

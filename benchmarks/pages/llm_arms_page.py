@@ -64,10 +64,10 @@ def section(result: Row) -> str:
         made_on(result),
         arms_table(result["arms"]),
         verdict(result["arms"]),
-        "Accuracy in % of every seed:\n",
+        "Accuracy in % for each seed:\n",
         seeds_table(result["rows"]),
         rows_of_the_head(result),
-        "Trials: accuracy in % on held-out problems, mean over the tuning seeds; the chosen rates are bold.\n",
+        "Trials: accuracy in % on held-out problems, mean over the tuning seeds; the selected rates are in bold.\n",
         trials_table(result["trials"]),
     ])  # fmt: skip
 
@@ -77,9 +77,9 @@ def made_on(result: Row) -> str:
     e, s = result["environment"], result["settings"]
     commits = ", ".join(sorted({str(row["commit"]) for row in result["rows"]}))
     return (
-        f"{len(s['seeds'])} seeds, {result['models'][0]['parameters']:,} parameters; {s['pretraining_steps']} steps of "
-        f"pre-training with {s['pretraining_batch']} × {s['window']} tokens, {s['steps']} of fine-tuning with "
-        f"{s['batch']} of {s['problems']} problems, {s['test']} test problems. Measured on an "
+        f"{len(s['seeds'])} seeds, {result['models'][0]['parameters']:,} parameters; {s['pretraining_steps']} "
+        f"pre-training steps of {s['pretraining_batch']} × {s['window']} tokens, {s['steps']} fine-tuning steps of "
+        f"{s['batch']} problems out of {s['problems']}, {s['test']} test problems. Measured on an "
         f"{e['processor']}, one thread, float32, PyTorch {e['torch']}, transformers {e['transformers']}, commit "
         f"{commits}.\n"
     )
@@ -95,7 +95,8 @@ def arms_table(arms: Mapping[str, Row]) -> str:
     note = (
         "Mean ± standard deviation over the seeds; paired differences with their 95 % t intervals, p values by the "
         "paired t test, adjusted for the four comparisons. Token CE is that of the right answers' tokens on the test "
-        "problems. Seconds are those of the fine-tuning; CE measures the matrix term, too.\n"
+        "problems. Seconds are for the fine-tuning; the arm CE evaluates the matrix term, too, but is not trained on "
+        "it.\n"
     )
     return f"{table(head, lines)}\n{note}"
 
@@ -128,10 +129,10 @@ def verdict(arms: Mapping[str, Row]) -> str:
             continue
         p, mean = row["adjusted_p"], row["difference"]["mean"]
         if p is None or p > 0.05:
-            words.append(f"{TITLES[arm]}: no difference that chance does not explain")
+            words.append(f"{TITLES[arm]}: no significant difference from CE")
         else:
             words.append(f"{TITLES[arm]}: {'better' if mean > 0 else 'worse'} than CE at its tuned rate")
-    return f"{'; '.join(words)} (level 5 %, all four together).\n"
+    return f"{'; '.join(words)} (at the 5 % level, adjusted for all four comparisons).\n"
 
 
 def seeds_table(rows: Sequence[Row]) -> str:
@@ -149,11 +150,11 @@ def rows_of_the_head(result: Row) -> str:
     mean = {key: summarise([head[key] for head in heads]) for key in heads[0]}
     d = result["settings"]["d"]
     return (
-        f"Rows of the head after pre-training, means ± sd over the seeds: the squared cosine of two rows is on "
-        f"average {spread(mean['squared_cosine'], 1, 3)} ({1 / d:.3f} for random rows of this width), of two numbers "
-        f"{spread(mean['squared_cosine_numbers'], 1, 3)}, of a number and the next "
-        f"{spread(mean['squared_cosine_next_numbers'], 1, 3)}; the effective rank is "
-        f"{spread(mean['effective_rank'], 1, 1)} of {d}.\n"
+        f"Rows of the head after pre-training, mean ± standard deviation over the seeds: the mean squared cosine is "
+        f"{spread(mean['squared_cosine'], 1, 3)} between two rows ({1 / d:.3f} for random rows of this width), "
+        f"{spread(mean['squared_cosine_numbers'], 1, 3)} between those of two numbers, and "
+        f"{spread(mean['squared_cosine_next_numbers'], 1, 3)} between those of consecutive numbers; the effective rank "
+        f"is {spread(mean['effective_rank'], 1, 1)} of {d}.\n"
     )
 
 
@@ -170,5 +171,5 @@ def trials_table(trials: Sequence[Row]) -> str:
             cells.append(f"**{text}**" if rate == chosen[arm] else text)
         lines.append([TITLES[arm], *cells])
     ends = [TITLES[arm] for arm, rate in chosen.items() if rate in (rates[0], rates[-1])]
-    note = f"Best at an end of the grid: {', '.join(ends) or 'none'}.\n"
+    note = f"Best rate at an end of the grid: {', '.join(ends) or 'none'}.\n"
     return f"{table(['rate', *(f'{rate:g}' for rate in rates)], lines)}\n{note}"

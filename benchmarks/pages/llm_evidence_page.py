@@ -156,10 +156,10 @@ def section(result: Row) -> str:
         "### Probability near the target\n",
         "![Probability near the target](../figures/llm_evidence_mass.svg)\n",
         mass_table(bands),
-        "### Gradient by the hidden states\n",
+        "### Gradient with respect to the hidden states\n",
         "![Gradients of both terms](../figures/llm_evidence_gradients.svg)\n",
         gradient_table(bands),
-        "### Gradient by all weights\n",
+        "### Gradient with respect to all weights\n",
         weights_table(result["pairs"], result["answers_per_batch"]),
     ])  # fmt: skip
 
@@ -177,7 +177,7 @@ def head_table(result: Row) -> str:
         key = str(near)
         lines.append([f"other rows at a cosine of at least {near:g}", f"{drawn['others_at_least'][key]:.1f}",
                       f"{used['others_at_least'][key]:.1f}"])  # fmt: skip
-    counts = [f"{each['rows']} tokens {which}" for each, which in ((drawn, "by chance"), (used, "of the answers"))]
+    counts = [f"{each['rows']} tokens {which}" for each, which in ((drawn, "at random"), (used, "of the answers"))]
     digits = head["digits"]
     about = (
         f"Rows of random directions would have a mean cosine² of {1 / result['width']:.4f}. The mean of all unit rows "
@@ -206,7 +206,7 @@ def mass_table(bands: Mapping[str, Row]) -> str:
          percent(row["near_another credit"])]
         for name, row in bands.items()
     ]  # fmt: skip
-    return table(head, lines) + "\nProbabilities in %, means over positions. Near and Σ q cos² leave the target out.\n"
+    return table(head, lines) + "\nProbabilities in %, means over positions. Near and Σ q cos² exclude the target.\n"
 
 
 def gradient_table(bands: Mapping[str, Row]) -> str:
@@ -219,8 +219,8 @@ def gradient_table(bands: Mapping[str, Row]) -> str:
         for term in [row["gradients"][form]]
     ]
     note = (
-        "Cosine and length of the matrix term's gradient beside that of CE, of all positions as one vector; then the "
-        "cosine between the gradients of CE and of the sum.\n"
+        "Cosine of the matrix term's gradient with that of CE and its length relative to it, with all positions as one "
+        "vector; then the cosine between the gradients of CE and of the sum.\n"
     )
     return f"{table(head, lines)}\n{note}"
 
@@ -239,8 +239,8 @@ def weights_table(pairs: Sequence[Row], per_batch: int) -> str:
     other = over(row["other_answers"]["cosine"] for row in pairs)
     lines.append(["CE on other answers", other, *["–"] * (len(WEIGHTS) + 2)])
     note = (
-        f"Mean (least to most) of {len(pairs)} pairs of {per_batch} answers each; weight 1 for the signs of single "
-        f"weights that change when the term is added.\n"
+        f"Mean (minimum to maximum) over {len(pairs)} pairs of batches of {per_batch} answers each. The last column is "
+        f"the share of weights whose gradient changes its sign when the term is added with weight 1.\n"
     )
     return f"{table(head, lines)}\n{note}"
 

@@ -40,7 +40,7 @@ def head_section(result: Row) -> str:
     e = result["environment"]
     head = ["vocabulary, d, positions", "labels", "cross-entropy", "chunked", "closed", "peak memory of the three"]
     return (
-        f"{table(head, lines)}\nRatios: median (least to most) of the rounds. Measured on an {e['processor']}, one "
+        f"{table(head, lines)}\nRatios: median (minimum to maximum) over rounds. Measured on an {e['processor']}, one "
         f"thread, float32, PyTorch {e['torch']}, commit {e['commit']}.\n"
     )
 

@@ -57,13 +57,14 @@ def section(result: Row) -> str:
     n = result["problems"]
     return "\n".join([
         f"{len(seeds)} seeds of {result['model']}, {rows[0]['parameters']:,} parameters; {rows[0]['steps']} steps of "
-        f"{s['batch']} problems, {tokens:,.0f} tokens; {n['held_out']} problems choose the rates, {n['test']} test "
-        f"problems, of which {min(s['scored'], n['test'])} are answered. Measured on an {e['processor']}, one thread, "
-        f"float32, PyTorch {e['torch']}, transformers {e['transformers']}, commit {commits}.{stopped}\n",
+        f"{s['batch']} problems, {tokens:,.0f} tokens; rates selected on {n['held_out']} held-out problems; "
+        f"{n['test']} test problems, of which {min(s['scored'], n['test'])} are answered. Measured on an "
+        f"{e['processor']}, one thread, float32, PyTorch {e['torch']}, transformers {e['transformers']}, commit "
+        f"{commits}.{stopped}\n",
         arms_table(rows, result["base"]),
-        "Token CE of every seed:\n",
+        "Token CE for each seed:\n",
         seeds_table(rows, seeds),
-        "Trials: token CE of the held-out problems; the chosen rates are bold.\n",
+        "Trials: token CE of the held-out problems; the selected rates are in bold.\n",
         trials_table(result["trials"]),
         diagnosis_table(rows),
     ])  # fmt: skip
@@ -95,8 +96,8 @@ def arms_table(rows: Sequence[Row], base: Row) -> str:
     note = (
         "Mean ± standard deviation over the seeds; paired differences with their 95 % t intervals, p values by the "
         "paired t test on token CE, adjusted for both arms. Token CE, MCE and the share of right answers are those of "
-        "test problems, each read once for each row; MCE is in the form of the arm, for CE closed. Seconds are those "
-        "of training and likelihood.\n"
+        "test problems, evaluated once per row; MCE is in the form of the arm, closed for CE. Seconds cover training "
+        "and the evaluation of the likelihood.\n"
     )
     return f"{table(head, lines)}\n{note}"
 
@@ -138,7 +139,7 @@ def trials_table(trials: Sequence[Row]) -> str:
             cells.append(f"**{text}**" if rate == best[arm] else text)
         lines.append([ARMS[arm], *cells])
     ends = ", ".join(ARMS[arm] for arm, rate in best.items() if rate in (rates[0], rates[-1])) or "none"
-    return f"{table(['rate', *(f'{rate:g}' for rate in rates)], lines)}\nBest at an end of the grid: {ends}.\n"
+    return f"{table(['rate', *(f'{rate:g}' for rate in rates)], lines)}\nBest rate at an end of the grid: {ends}.\n"
 
 
 def diagnosis_table(rows: Sequence[Row]) -> str:

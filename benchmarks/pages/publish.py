@@ -75,8 +75,8 @@ def made_on(results: dict[str, Any], commits: list[str]) -> str:
     """The sentence on the machine."""
     environment, precision = results["environment"], results["settings"]["precision"]
     return (
-        f"Measured on an {environment['processor']}, {environment['device']}, one thread a run and several runs side "
-        f"by side on a shared machine, precision {precision}, Python {environment['python']}, PyTorch "
+        f"Measured on an {environment['processor']}, {environment['device']}, with one thread per run and several runs "
+        f"in parallel on a shared machine, precision {precision}, Python {environment['python']}, PyTorch "
         f"{environment['torch']}, commit {', '.join(commits)}.\n"
     )
 
@@ -92,9 +92,9 @@ def trials(results: dict[str, Any]) -> str:
         cells = [row["method"], settings, score]
         rows.append([f"**{cell}**" for cell in cells] if row["chosen"] else cells)
     return (
-        f"## Trials\n\n{tuning['trials']} for every method, {tuning['budget']} epochs{own}, judged by "
-        f"{tuning['measure']} accuracy in % on held-out training images; the chosen ones are bold.\n\n"
-        + table(["method", "settings", "held out"], rows)
+        f"## Trials\n\n{tuning['trials']} per method, {tuning['budget']} epochs each{own}, judged by "
+        f"{tuning['measure']} accuracy in % on held-out training images; the selected trials are in bold.\n\n"
+        + table(["method", "settings", "held-out accuracy"], rows)
     )
 
 

@@ -31,12 +31,12 @@ def agreement(results: dict[str, Any], family: str) -> str:
         for row in results["rows"]
         if row["family"] == family
     ]
-    head = table(["quantity", "other", "here", "there", "difference"], rows)
+    head = table(["quantity", "other implementation", "here", "there", "difference"], rows)
     n, d = results["shapes"][family]
     return (
-        f"One pair of representations of {n} samples and {d} columns that share half of them, float64.\n"
-        f"A Gaussian kernel has the width 4. Measured at commit {where['commit']} with\n{packages};\n"
-        f"repitl's formulas are of fd0da54, MEC's of 35045dc.\n\n{head}"
+        f"Two representations (float64) of the same {n} samples, each with {d} columns, half of which are shared.\n"
+        f"Gaussian kernels have width 4. Measured at commit {where['commit']} with {packages}.\n"
+        f"The formulas of repitl are from its commit fd0da54, those of MEC from 35045dc.\n\n{head}"
     )
 
 

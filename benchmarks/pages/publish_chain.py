@@ -66,9 +66,9 @@ def pre_training(files: dict[str, Any]) -> str:
     """The sentence on the encoder."""
     config, summary = files["config.json"], files["summary.json"]
     return (
-        f"Pre-training by {config['method']['name']}: {config['network']['encoder']}, {summary['parameters']:,} "
+        f"Pre-training with {config['method']['name']}: {config['network']['encoder']}, {summary['parameters']:,} "
         f"parameters, {summary['data']['images']:,} images of {summary['data']['name']} at "
-        f"{config['data']['image_size']} pixels, {summary['epochs']} epochs of batch {config['batch_size']}, "
+        f"{config['data']['image_size']} pixels, {summary['epochs']} epochs with batch size {config['batch_size']}, "
         f"{summary['steps']} steps, seed {config['seed']}, {duration(summary['seconds_training'])}.\n"
     )
 

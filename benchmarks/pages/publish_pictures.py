@@ -73,7 +73,7 @@ def section(results: dict[str, Any]) -> str:
     body = [[name, *(last(of_method(rows, name), curve) for curve in HEADINGS)] for name in methods(rows)]
     seeds = sorted({row["seed"] for row in rows})
     return (
-        f"At the end of {rows[0]['steps']} steps, means of {len(seeds)} seeds:\n\n"
+        f"Values after {rows[0]['steps']} steps, means over {len(seeds)} seeds:\n\n"
         + table(["Method", *HEADINGS.values()], body)
         + "\n\n"
         + f"`python -m benchmarks.experiments.pictures`; numbers, settings, versions and commit in "

@@ -46,8 +46,8 @@ def summary(pairs: list[tuple[Row, Row]]) -> str:
         if there["seconds"] < here["seconds"]
     ]
     return (
-        f"Median of {len(public)} cases beside public programs: {median(public):.1f} times faster; of {len(own)} "
-        f"beside the shortest formula in NumPy: {median(own):.1f} times. Slower: {'; '.join(slower) or 'none'}."
+        f"Median speed-up over public programs: {median(public):.1f} ({len(public)} cases); over the shortest formula "
+        f"in NumPy: {median(own):.1f} ({len(own)} cases). Slower: {'; '.join(slower) or 'none'}."
     )
 
 
@@ -63,12 +63,12 @@ def pair_table(pairs: list[tuple[Row, Row]], measured: dict[Any, Row]) -> str:
         ])  # fmt: skip
     head = [
         "quantity",
-        "beside",
+        "compared with",
         "n, d",
         "here, ms",
         "floor, ms",
         "there, ms",
-        "times faster",
+        "speed-up",
         "here, MiB",
         "there, MiB",
     ]
@@ -85,7 +85,7 @@ def left_out(rows: list[Row]) -> str:
             )
     if not reasons:
         return ""
-    return "Left out: " + " ".join(f"{'; '.join(what)}: {why}." for why, what in reasons.items())
+    return "Not measured: " + " ".join(f"{'; '.join(what)}: {why}." for why, what in reasons.items())
 
 
 def not_measured(results: Row) -> str:

@@ -51,11 +51,11 @@ def section(r: Results) -> str:
     environment, settings, adapted = r.environment, dict(r.settings), dict(r.adapted_settings)
     setup = (
         f"{r.data.train:,} training images, {r.data.test:,} test images and {r.data.classes} classes of {r.data.name}, "
-        f"{r.seeds} seeds; pre-training of {r.epochs:g} epoch{'s' * (r.epochs != 1)} of batch "
-        f"{settings['batch_size']} at {r.image_size} pixels, learning rate "
+        f"{r.seeds} seeds; pre-training for {r.epochs:g} epoch{'s' * (r.epochs != 1)} with batch "
+        f"size {settings['batch_size']} at {r.image_size} pixels, learning rate "
         f"{settings['optimizer']['learning_rate']:g} from scratch and "
-        f"{adapted['optimizer']['learning_rate']:g} for the adaptation; {r.tuning['steps']} steps or more of batch "
-        f"{r.tuning['batch_size']} with labels. {sizes(r)}"
+        f"{adapted['optimizer']['learning_rate']:g} for the adaptation; training with labels for at least "
+        f"{r.tuning['steps']} steps with batch size {r.tuning['batch_size']}. {sizes(r)}"
     )
     machine = (
         f"Measured on an {environment['processor']}, {environment['device']}, {environment['threads']} thread, on a "
@@ -65,7 +65,7 @@ def section(r: Results) -> str:
     parts = [f"```\n{r.command}\n```", setup, machine, f"**{sentence(r)}**", *notes(r)]
     for title, rows in (
         ("Accuracy in %, with the 95 % interval", accuracies(r)),
-        ("Differences in points, with the 95 % interval; bold where it excludes 0", differences(r)),
+        ("Differences in points, with the 95 % interval; bold if it excludes 0", differences(r)),
         ("Costs in minutes", costs(r)),
     ):
         parts.append(f"### {title}\n\n{markdown(rows)}")

@@ -20,8 +20,8 @@ from matrix_ssl.runs.files import read_json
 Row = dict[str, Any]
 LOOPS = ("published", "ours", "ours, bfloat16", "lightly, BYOL", "ours, BYOL", "ours, BYOL, bfloat16")
 AXES = {
-    "batch": "images of a batch", "width": "width of the network", "side": "side of the images, pixels",
-    "images": "images of the dataset", "processes": "processes",
+    "batch": "batch size", "width": "network width", "side": "image side, pixels", "images": "dataset size, images",
+    "processes": "processes",
 }  # fmt: skip
 
 
@@ -40,7 +40,8 @@ def main() -> None:
 def machine(results: Row) -> str:
     """The sentences on the machine, which was shared."""
     load = results["load_average"][0]
-    return f"{made_on(results['environment'])}The machine was shared, load average {load:g}: times are CPU seconds.\n\n"
+    where = made_on(results["environment"])
+    return f"{where}The machine was shared (load average {load:g}), so times are CPU time.\n\n"
 
 
 def step_section(results: Row) -> str:
@@ -57,7 +58,8 @@ def step_section(results: Row) -> str:
         place = "memory" if case["images"] == "memory" else f"files, {_workers(settings['workers'])}"
         network = f"{settings['encoder']}, {settings['side']} px, batch {settings['batch']}"
         lines.append([network, place, str(len(case["rounds"])), *cells])
-    head = ["network", "images from", "rounds", *(name.replace("lightly, BYOL", "lightly's BYOL") for name in LOOPS)]
+    loops = (name.replace("lightly, BYOL", "lightly's BYOL") for name in LOOPS)
+    head = ["network", "images read from", "rounds", *loops]
     return f"{machine(results)}lightly {results['environment']['lightly']}.\n\n{table(head, lines)}"
 
 
@@ -77,7 +79,7 @@ def loader_section(results: Row) -> str:
         ratios = [times_published({"ratio": ratio}) if ratio else "" for ratio in others]
         spent = [f"{row[name]['median']:.3f}" for name in ("worker_milliseconds", "main_process_milliseconds")]
         lines.append([f"{row['side']} px", row["from"], *spent, *ratios])
-    head = ["images", "read from", "worker, ms", "main process, ms", "times as fast as an image at a time", "as PIL"]
+    head = ["images", "read from", "worker, ms", "main process, ms", "speed-up over one image at a time", "over PIL"]
     return machine(results) + table(head, lines)
 
 
@@ -90,7 +92,7 @@ def probe_section(results: Row) -> str:
         ]
         for row in results["rows"]
     ]  # fmt: skip
-    head = ["classes", "fit", "CPU seconds", "times ours", "largest gradient", "log-probabilities differ from ours by"]
+    head = ["classes", "fit", "CPU seconds", "relative to ours", "largest gradient", "log-probabilities differ by"]
     return machine(results) + table(head, lines)
 
 
@@ -111,11 +113,12 @@ def growth_section(results: Row) -> str:
             step, floor = row["step"]["median"], row["floor"]["median"]
             first = f"{row['first']:.3g}"
             lines.append([AXES[along], f"{row['size']:,}", f"{step:.3g}", f"{floor:.3g}", f"{step / floor:.2f}", first])
-    head = ["what grows", "to", "step", "floor", "step over floor", "first step"]
+    head = ["varied quantity", "value", "step", "floor", "step / floor", "first step"]
     base = results["base"]
     text = (
-        f"Else {base['encoder']} of width {base['width']}, {base['batch']} images of {base['side']} px; the number of "
-        "images\ngrows with images of 8 px. The first step has the order of the epoch in it.\n\n"
+        f"The base case is {base['encoder']} of width {base['width']} on batches of {base['batch']} images of "
+        f"{base['side']} px; datasets of\ndifferent sizes have images of 8 px. The first step includes drawing the "
+        "order of the epoch.\n\n"
     )
     return machine(results) + text + table(head, lines)
 
@@ -128,7 +131,7 @@ def compiled_section(results: Row) -> str:
         ratio = times_published({"ratio": fast["times_as_fast"]})
         first = [f"{row['first']['cpu_seconds']:.3g}" for row in (plain, fast)]
         lines.append([plain["precision"], *steps, ratio, *first])
-    head = ["precision", "step", "compiled", "times as fast", "first step", "first step, compiled"]
+    head = ["precision", "step", "compiled step", "speed-up", "first step", "first compiled step"]
     return machine(results) + table(head, lines)
 
 
@@ -143,7 +146,7 @@ def peak_section(results: Row) -> str:
         ]
         for row in results["rows"]
     ]
-    return made_on(results["environment"]) + "\n" + table(["n, d", *phases, "matrices at the highest"], lines)
+    return made_on(results["environment"]) + "\n" + table(["n, d", *phases, "matrices held at the peak"], lines)
 
 
 def profile_section(results: Row) -> str:
@@ -153,11 +156,11 @@ def profile_section(results: Row) -> str:
         spent = [_milliseconds(row["seconds"][name]["median"]) for name in ("published", row["variant"])]
         kinds = ("products", "lu, inverse", "elementwise and the rest")
         parts = [_milliseconds(row["parts"].get(kind, 0.0)) for kind in kinds]
-        pace = f"{row['square_products']:.1f} of {_milliseconds(row['seconds']['one product']['median'])}"
+        pace = f"{row['square_products']:.1f} × {_milliseconds(row['seconds']['one product']['median'])}"
         ratios = [times_published(row), f"{row['times']:g}", f"{row['products_alone']:.2f}"]
         lines.append([f"{row['variant']} at {row['n']}, {row['d']}", *spent, *ratios, *parts, pace])
-    head = ["form at n, d", "published form, ms", "ours, ms", "times as fast", "aim", "products alone"]
-    head += ["products, ms", "LU and inverse, ms", "the rest, ms", "square products, ms"]
+    head = ["form at n, d", "published form, ms", "ours, ms", "speed-up", "aim", "with products alone"]
+    head += ["products, ms", "LU and inverse, ms", "other, ms", "square products, ms"]
     return machine(results) + table(head, lines)
 
 
@@ -173,7 +176,7 @@ def precision_section(results: Path) -> str:
         rows = [row for row in read_json(path)["rows"] if "accuracy" in row] if path.exists() else []
         arms = [[row for row in rows if row["arm"] == arm.partition(":")[0]] for arm in precision.ARMS]
         lines.append([name, *(percent(arm, "linear") if arm else "" for arm in arms), precision.verdict(rows)])
-    return table(["dataset", *(arm.partition(":")[0] for arm in precision.ARMS), "by the rule"], lines)
+    return table(["dataset", *(arm.partition(":")[0] for arm in precision.ARMS), "decision"], lines)
 
 
 def view_backends_section(results: Path) -> str:
@@ -183,7 +186,7 @@ def view_backends_section(results: Path) -> str:
         arms = view_backends.both_arms(name, results)
         cells = (percent(arm, "linear") if len(arm) == len(precision.SEEDS) else "" for arm in arms)
         lines.append([name, *cells, view_backends.verdict(*arms)])
-    return table(["dataset", "views by PyTorch", "by OpenCV", "by the rule"], lines)
+    return table(["dataset", "views by PyTorch", "views by OpenCV", "decision"], lines)
 
 
 def paths_section(results: Row) -> str:
@@ -194,11 +197,11 @@ def paths_section(results: Row) -> str:
         decided = None if arm == "plain" else paths.agreement(results["rows"], arm, "plain")
         verdict = ["", ""]
         if decided is not None:
-            verdict = [f"{100 * decided['difference']:+.2f} of {100 * decided['spread']:.2f}"]
+            verdict = [f"{100 * decided['difference']:+.2f} / {100 * decided['spread']:.2f}"]
             verdict.append("yes" if decided["agree"] else "no")
         seconds = sum(row["cpu_seconds"] for row in rows) / len(rows)
         lines.append([arm, str(len(rows)), percent(rows, "linear"), *verdict, f"{seconds:.0f}"])
-    head = ["path", "seeds", "linear", "difference of the spread", "agree", "CPU seconds of a seed"]
+    head = ["path", "seeds", "linear", "difference / spread", "agree", "CPU seconds per seed"]
     return machine(results) + table(head, lines)
 
 

@@ -76,30 +76,30 @@ def loss_section(results: Row) -> str:
     columns = [
         "case",
         "largest eigenvalue",
-        "auto took",
+        "auto chose",
         "published form",
         "exact (auto)",
-        "ratio",
+        "speed-up",
         "Taylor-equivalent",
     ]
     every = [case_row(case) for case in results["cases"]]
     errors = [[name_of(case), *error_cells(case)] for case in results["cases"]]
     return "\n".join([
         made_on(results["environment"]),
-        "Milliseconds, the median over the rounds, mid-training spectrum, ridge 0.1; * extrapolated, see below:\n",
+        "Milliseconds (median over rounds), mid-training spectrum, ridge 0.1; * marks extrapolated times, see below:\n",
         table(["n, d", *(NAMES[name] for name in timed)], times),
-        "How many times as fast as the published form: median of the rounds, quartiles in brackets:\n",
+        "Speed-up over the published form: median over rounds, quartiles in brackets:\n",
         table(["n, d", *(NAMES[name] for name in compared)], ratios),
         slower(results["cases"]),
-        "![Cost against n and against d](figures/loss_cost.svg)\n",
-        "All spectra and ridges, milliseconds:\n",
+        "![Cost as a function of n and of d](figures/loss_cost.svg)\n",
+        "Milliseconds for all spectra and ridges:\n",
         table(columns, every),
-        "Relative error of the float32 gradient against the exact one in float64. For the Taylor-equivalent form, this "
-        "is what the series leaves out:\n",
+        "Relative error of the float32 gradient with respect to the exact one in float64. For the Taylor-equivalent "
+        "form, this is the truncation error of the series:\n",
         table(["case", *(NAMES[name] for name in [*EXACT, "taylor"])], errors),
-        "Peak extra memory of one value and gradient, MiB; > is a lower bound:\n",
+        "Peak additional memory for one evaluation of value and gradient, MiB; > marks a lower bound:\n",
         memory_table(results["memory"]),
-        "Where the time of exact (auto) goes, per cent:\n",
+        "Share of each stage in the time of exact (auto), in percent:\n",
         profile_table(results["profile"]),
     ])  # fmt: skip
 
@@ -159,7 +159,7 @@ def slower(cases: list[Row]) -> str:
         for name, row in case["variants"].items()
         if name not in ("published", "products") and row["ratio"]["median"] < 1
     ]
-    return f"Slower than the published form: {'; '.join(found) or 'none, at none of these sizes'}.\n"
+    return f"Slower than the published form: {'; '.join(found) or 'none at these sizes'}.\n"
 
 
 def memory_table(rows: list[Row]) -> str:
@@ -206,12 +206,12 @@ def entropy_section(results: Row) -> str:
             rows = [found.get((quantity, form, column)) for column in sizes]
             cells = ("" if row is None else f"{row['times_faster']['median']:.2g}" for row in rows)
             lines.append([quantity, form, *cells])
-    return made_on(results["environment"]) + "\n" + table(["times as fast as naive", "form", *sizes], lines)
+    return made_on(results["environment"]) + "\n" + table(["speed-up over the naive form", "form", *sizes], lines)
 
 
 def method_section(results: Row) -> str:
     """Losses of the other methods beside lightly's."""
-    head = ["loss", "n, d", "ours, ms", "lightly, ms", "times as fast", "ours, MiB", "lightly, MiB"]
+    head = ["loss", "n, d", "ours, ms", "lightly, ms", "speed-up", "ours, MiB", "lightly, MiB"]
     lines = [
         [
             row["method"],
@@ -233,7 +233,7 @@ def matrix_entropy_section(results: Row) -> str:
     """The matrix entropy beside other losses, and the error of its gradient."""
     names = list(results["rows"][0]["seconds"])
     others = list(results["rows"][0]["ratios"]["order 1"])
-    head = ["n, d", *(f"{name}, ms" for name in names), *(f"order 1, times as fast as {name}" for name in others)]
+    head = ["n, d", *(f"{name}, ms" for name in names), *(f"order 1, speed-up over {name}" for name in others)]
     lines = [
         [
             size(row),
@@ -251,9 +251,9 @@ def matrix_entropy_section(results: Row) -> str:
     ]
     load = results["load_average"][0]
     return (
-        f"{made_on(results['environment'])}The machine was shared, load average {load:g}: times are CPU seconds.\n\n"
-        f"{table(head, lines)}\nRelative error of the float32 gradient at order 1, by eigen-decomposition and by "
-        f"resolvents:\n\n{table(['spectrum', *sizes], errors)}"
+        f"{made_on(results['environment'])}The machine was shared (load average {load:g}), so times are CPU "
+        f"time.\n\n{table(head, lines)}\nRelative error of the float32 gradient at order 1, with eigendecomposition "
+        f"and with resolvents:\n\n{table(['spectrum', *sizes], errors)}"
     )
 
 
@@ -282,7 +282,7 @@ def taylor_section(results: Row) -> str:
 
     return "\n".join([
         f"Relative error of the gradient with 4 terms, cosine with the exact gradient in brackets; n = {results['n']}, "
-        f"d = {results['d']}, mean of {results['seeds']} seeds:\n",
+        f"d = {results['d']}, mean over {results['seeds']} seeds:\n",
         table(["spectrum", *head], [[name, *cells(name, 4)] for name in results["spectra"]]),
         "The same for the spectrum 1/k and other numbers of terms:\n",
         table(["terms", *head], [[f"{k} terms" if k > 1 else "1 term", *cells("1/k", k)] for k in results["orders"]]),
@@ -290,7 +290,7 @@ def taylor_section(results: Row) -> str:
 
 
 TRAINED = {"ridge_digits": "Handwritten digits", "taylor_cifar10": "CIFAR-10 (JPEG copy), 10,000 images at 16 px"}
-ACCURACIES = {"low_shot_1": "1 label", "low_shot_10": "10 labels", "linear": "linear", "knn_20": "kNN-20"}
+ACCURACIES = {"low_shot_1": "1 label", "low_shot_10": "10 labels", "linear": "linear", "knn_20": "20-NN"}
 
 
 def training_section(results: Path) -> str:

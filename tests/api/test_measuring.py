@@ -125,6 +125,20 @@ def test_features_against_features(files):
         assert text in page
 
 
+def test_files_of_one_name_are_told_apart(files):
+    places = [files / folder / "features.npy" for folder in ("a", "b")]
+    for place, features in zip(places, (X, Y), strict=True):
+        place.parent.mkdir()
+        np.save(place, features.numpy())
+    result = measuring.measure(places[0], against=[places[1], files / "y.npz"])
+    names = [*map(str, places), "y.npz"]
+    assert [one["name"] for one in result["features"]] == names
+    assert [(pair["first"], pair["second"]) for pair in result["comparisons"]] == [(names[0], n) for n in names[1:]]
+    np.save(places[1], Y[:50].numpy())
+    with pytest.raises(DataError, match=rf"{places[0]} has 80 rows and {places[1]} 50: --against"):
+        measuring.measure(places[0], against=places[1])
+
+
 def test_errors(files):
     np.save(files / "short.npy", X[:50].numpy())
     np.savez(files / "other.npz", features=Y.numpy(), data_digest=np.array("b"))

@@ -244,7 +244,8 @@ class TestStatistics:
         text = llm_arms_page.verdict(
             {"ce": {}, "closed": arm(0.04, 0.02), "top": arm(0.06, 0.1), "twice": arm(0.01, -0.1)}
         )
-        assert "closed: better" in text and "top 16: no difference" in text and "twice the rate: worse" in text
+        for found in ("closed: better", "top 16: no significant difference", "twice the rate: worse"):
+            assert found in text
 
 
 @pytest.fixture(scope="module")

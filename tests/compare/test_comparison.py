@@ -259,6 +259,23 @@ def test_trials_that_do_not_fit(done: Path, tmp_path: Path, options: list[str], 
     assert message in said and not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "out", "message"),
+    [
+        (["--set", "batch_size=32"], "d", "--trials-from c has trials with other settings (base.batch_size: 64 -> 32)"),
+        ([], "c", "--trials-from c is the folder that --fresh sets aside: choose a different one with --out."),
+    ],
+)
+def test_trials_that_do_not_fit_set_no_comparison_aside(
+    done: Path, tmp_path: Path, options: list[str], out: str, message: str
+) -> None:
+    for name in {"c", out}:
+        shutil.copytree(done / "c", tmp_path / name)
+    more = ("--seeds", "1", "--budget", "2", "--trials-from", "c", "--fresh", *options)
+    assert message in fail(tmp_path, words(*more, out=out, settings=()))
+    assert {path.name for path in tmp_path.iterdir()} == {"c", out}
+
+
 def test_methods_and_seeds_can_be_added(done: Path, tmp_path: Path) -> None:
     shutil.copytree(done / "c", tmp_path / "c")
     before, rows = moments(tmp_path), results(tmp_path)["rows"]

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.pages import publish_worth
 from matrix_ssl.cli.main import commands
-from matrix_ssl.compare.worth import labels
+from matrix_ssl.compare.worth import labels, measuring
 from matrix_ssl.compare.worth.measuring import Answers
 from matrix_ssl.compare.worth.plan import Plan, TuningSettings, make_plan
 from matrix_ssl.compare.worth.training import read_result
@@ -24,7 +24,7 @@ from matrix_ssl.data import Source, open_source
 from matrix_ssl.data.sources import choose_subset
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError, RunFolderError
-from matrix_ssl.evaluate.features import extract
+from matrix_ssl.evaluate.features import Features, extract
 from matrix_ssl.evaluate.probes.crossed import crossed_interval
 from matrix_ssl.evaluate.trained.fine_tune import FineTune, fine_tune
 from matrix_ssl.evaluate.trained.label_subsets import from_list
@@ -82,6 +82,18 @@ def images() -> tuple[Source, Source]:
 def answers(folder: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     with np.load(folder / "answers" / f"{arm}-seed-{seed}.npz") as arrays:
         return dict(arrays)
+
+
+@pytest.mark.parametrize(("readable", "expected"), [([0, 2, 3], 0), ([1, 2, 3], 1), ([2, 3], 0), ([0, 1, 2, 3], None)])
+def test_unreadable_images_may_leave_one_labelled_class_or_none(readable: list[int], expected: int | None) -> None:
+    """One label a class, images 0 and 1, of which an evaluation can read so many."""
+    classes, vectors = torch.tensor([0, 1, 0, 1]), torch.tensor([[0.0], [1.0], [0.1], [0.9]])
+    train = Features({"": vectors[readable]}, np.array(readable), classes[readable], [])
+    test = Features({"": vectors}, np.arange(4), classes, [])
+    few = [labels.Budget("labels_1", "1 label a class", (np.array([0, 1]),))]
+    found = measuring.classify(train, test, few, 2, seed=0, costs={})
+    assert found.predicted["labels_1"].tolist() == ([0, 1, 0, 1] if expected is None else [expected] * 4)
+    assert found.facts["penalties"].keys() == found.facts["classifier_seconds"].keys() == {"labels_1"}
 
 
 def test_labels_are_the_same_for_all_and_balanced(images: tuple[Source, Source]) -> None:

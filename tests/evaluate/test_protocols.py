@@ -240,6 +240,23 @@ class TestLinear:
         assert penalty.choose_penalty(x, labels, classes=3) == chosen
         assert tried[-len(penalty.PENALTIES) :] == list(penalty.PENALTIES)
 
+    @pytest.mark.parametrize(("n", "d", "share", "apart"), [(60, 16, 0.85, 0.7), (100, 32, 0.9, 0.5)])
+    def test_penalties_that_leave_the_choice_to_the_biases_do_not_end_the_search(self, n, d, share, apart):
+        """Few images of unequal classes: the strongest penalties give all images the more frequent class."""
+        generator = torch.Generator().manual_seed(0)
+        labels = (torch.arange(n) >= share * n).long()
+        answers = (torch.arange(500) >= share * 500).long()
+        x, fresh = (
+            torch.randn(len(y), d, generator=generator) + apart * (2.0 * y[:, None] - 1) for y in (labels, answers)
+        )
+        scaler = StandardScaler().fit(x)
+        scores = {
+            l2: sklearn_fit(scaler.transform(x), labels, c=1 / l2).score(scaler.transform(fresh), answers)
+            for l2 in penalty.PENALTIES
+        }
+        assert scores[1e4] == pytest.approx(share)  # of the more frequent class
+        assert scores[penalty.choose_penalty(x, labels, classes=2)] > max(scores.values()) - 0.02
+
     def test_of_penalties_that_are_alike_the_first_is_chosen(self):
         x, labels = clusters(60, 5, 2, spread=0.01)
         assert penalty.choose_penalty(x, labels, classes=2, penalties=(3.0, 1.0)) == 3.0

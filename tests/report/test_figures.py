@@ -51,6 +51,14 @@ def test_names_that_look_like_parts_of_a_drawing_stay_as_they_are() -> None:
     assert set(re.findall(r">([^<>\n]*)</text>", drawn)) == {"a\\u202eb", "c\\x1bd", "\\udce9"}
 
 
+def test_what_is_not_printable_is_escaped_for_screen_readers_too() -> None:
+    x = np.arange(4.0)
+    curve = Curve("a\u202e</desc>b", x, x, style={"color": "red"})
+    figurine = stacked("n", "T\u202e", [Panel("p", [curve])], axis="x", caption="")
+    assert figurine is not None and "\u202e" not in figurine.svg
+    assert "a\\u202e&lt;/desc&gt;b: 0 at step 0" in figurine.svg and "T\\u202e</title>" in figurine.svg
+
+
 def test_names_that_are_shortened_alike_have_a_line_each() -> None:
     names = ["experiment_alpha_contrastive", "experiment_gamma_contrastive"]
     x = np.arange(4.0)

@@ -1,7 +1,8 @@
 """Label-free measures of features: from files, from encoders on images, and from the checkpoints of a run."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -99,6 +100,7 @@ def measure(
             subjects = [images.embed(*one) for one in _checkpoints(expanded(where), weights)]
         else:
             subjects = [images.rows(first.pop()), *(images.rows(images.open(other)) for other in others)]
+            subjects = _told_apart(subjects, (where, *others))
         result = _result(subjects, population=population, checkpoints=checkpoints, on_progress=on_progress)
         result |= {
             "unreadable": list(images.unreadable.items()),
@@ -185,6 +187,15 @@ def _result(
         "population": population,
         "meanings": {"ranks": meanings(), "comparisons": COMPARISONS, "checkpoints": MATRICES},
     }
+
+
+def _told_apart(subjects: Sequence[FeatureRows], places: Sequence[str | Path]) -> list[FeatureRows]:
+    """Features that share their name, as ``features.npz`` in two folders do, by the whole place instead."""
+    counts = Counter(one.name for one in subjects)
+    return [
+        one if counts[one.name] == 1 else replace(one, name=str(place))
+        for one, place in zip(subjects, places, strict=True)
+    ]
 
 
 def _checkpoints(run: Path, weights: Weights) -> Iterator[tuple[str, nn.Module, DataConfig]]:

@@ -102,6 +102,10 @@ def compare(
     earlier = None if fresh else out / PLAN
     rules: dict[str, Any] = {"trials": 4, "tuning_budget": budget, "tuning_settings": (), "measure": "linear"} | given
     if trials_from is not None:
+        if fresh and trials_from.resolve() == out.resolve():
+            raise ConfigError(
+                f"--trials-from {trials_from} is the folder that --fresh sets aside: choose a different one with --out."
+            )
         rules = read_rules(out if earlier is not None and earlier.exists() else trials_from)
     compared = _reference(names, reference, base.method.name, plan=earlier)
     if not out.exists():
@@ -135,9 +139,9 @@ def _run(
     from matrix_ssl.report.comparison.table import terminal
 
     out = comparison.out
+    if trials_from is not None:
+        check_fits(comparison, trials_from, fresh=fresh)
     with held(out, fresh=fresh, say=options.say, first=PLAN):
-        if trials_from is not None:
-            check_fits(comparison, trials_from)
         comparison.claim()
         if trials_from is not None:
             options.say(f"{adopt(comparison, trials_from)} trials are those of {trials_from}.")

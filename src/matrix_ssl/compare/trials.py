@@ -34,13 +34,14 @@ def read_rules(earlier: Path) -> dict[str, Any]:
     return {key: plan[key] for key in _RULES} | {"tuning_settings": tuple(map(str, plan["tuning_settings"]))}
 
 
-def check_fits(comparison: ComparisonRun, earlier: Path) -> None:
+def check_fits(comparison: ComparisonRun, earlier: Path, *, fresh: bool = False) -> None:
     """Raises RunFolderError if trials would be taken from a comparison with other images or settings.
 
     Args:
         comparison: after ``open_data``; if it has all of its trials, nothing is taken.
+        fresh: its trials will be set aside.
     """
-    if all(len(comparison.tried(method)) == comparison.trials for method in comparison.plan.methods):
+    if not fresh and all(len(comparison.tried(method)) == comparison.trials for method in comparison.plan.methods):
         return
     before, images = read_object(earlier / PLAN), read_object(earlier / RESULTS, "data")["data"]
     different = configuration.changes(before, comparison.plan.describe(), but=[*MAY_CHANGE, *_OF_RUNS])

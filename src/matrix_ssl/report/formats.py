@@ -32,7 +32,13 @@ def markdown(text: str) -> str:
 
 def number(value: float) -> str:
     """Up to four significant digits."""
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value + 0.0:.4g}".replace("-", "−")  # -0.0 + 0.0 = 0.0
+
+
+def fixed(value: float, digits: int, *, sign: str = "") -> str:
+    """A number with so many decimals; one that rounds to zero has no sign, whatever ``sign`` asks for."""
+    text = f"{value:{sign}.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def whole(value: float | None) -> str:
@@ -40,15 +46,19 @@ def whole(value: float | None) -> str:
     return "" if value is None else f"{int(value):,}"
 
 
+def rate(value: float | None) -> str:
+    """So many a second: an integer or, below ten, one or two digits; empty for None."""
+    return whole(value) if value is None or value >= 10 else f"{value:.2g}"
+
+
 def percent(share: float | None, *, sign: str = "") -> str:
     """A share or accuracy between 0 and 1 in percent, with one decimal; ``sign="+"`` for differences."""
-    return ABSENT if share is None else f"{100 * share:{sign}.1f}".replace("-", "−")
+    return ABSENT if share is None else fixed(100 * share, 1, sign=sign)
 
 
 def points(difference: float, *, sign: str = "") -> str:
-    """A difference of accuracies in percentage points, with two decimals; zero has no sign."""
-    text = f"{100 * difference:{sign}.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
+    """A difference of accuracies in percentage points, with two decimals."""
+    return fixed(100 * difference, 2, sign=sign)
 
 
 def duration(seconds: float) -> str:

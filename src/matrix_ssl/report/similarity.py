@@ -9,7 +9,7 @@ from rich.table import Table
 
 from matrix_ssl.report import svg
 from matrix_ssl.report.figures import Figurine, evenly, shortened
-from matrix_ssl.report.formats import ABSENT, number
+from matrix_ssl.report.formats import ABSENT, fixed, number
 from matrix_ssl.report.svg import colour
 from matrix_ssl.report.terminal import empty_table
 
@@ -85,8 +85,8 @@ def _describe(values: Any, rows: Sequence[str], columns: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return ABSENT if np.isnan(value) else number(round(value, 4) + 0.0)
+    return ABSENT if np.isnan(value) else number(round(value, 4))
 
 
 def _two_digits(value: float | None) -> str:
-    return ABSENT if value is None else f"{value + 0.0:.2f}".replace("-", "−")
+    return ABSENT if value is None else fixed(value, 2)

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from matrix_ssl.runs.terminal import printable
+
 WIDTH = 360  # of every figure, in its own units: a phone shows 332 to 400 pixels, so text of 11 units stays above 10 px
 TEXT = 11
 
@@ -101,7 +103,10 @@ def plain_axes(axes: Axes, *, values: Literal["x", "y"] = "y") -> None:
 
 
 def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> str:
-    """The figure as an ``<svg>``; ``name``, unique on the page, prefixes every id, because inline SVGs share ids."""
+    """The figure as an ``<svg>``; ``name``, unique on the page, prefixes every id, because inline SVGs share ids.
+
+    Title and description are escaped and made ``printable``; names in the drawing itself must be so already.
+    """
     arrange(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -112,7 +117,8 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
         raise AssertionError("matplotlib wrote an SVG without a viewBox")
     body = re.sub(r"<[^<>]*>", lambda tag: _own_tag(tag.group(), name), body)  # texts, such as names, stay as they are
     body = re.sub(r"\n\s*", "\n", body)
-    head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    words = (escape(printable(text)) for text in (title, description))
+    head = '<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>'.format(name, *words)
     return f'<svg {view_box.group()} role="img" aria-labelledby="{name}-title {name}-desc">{head}{body}</svg>'
 
 

@@ -247,6 +247,15 @@ def test_the_verdict_has_best_second_difference_interval_and_p(accuracies, sente
     assert verdict(read(small(accuracies, data={"test": 1234}))) == [f"Best linear accuracy at 4 epochs: {sentence}"]
 
 
+def test_means_over_different_seeds_are_said_to_be():
+    """The best one by its mean lacks the seed that was hard for the other, and is worse where both have been run."""
+    c = read(small({"a": [0.9, 0.88, 0.4], "b": [0.85, 0.84]}))
+    (sentence,) = verdict(c)
+    assert "b with 84.5%, then a with 72.7% (difference −4.50 points over 2 common seeds, " in sentence
+    assert any(note.startswith("Some methods lack seeds that others have: means are over") for note in notes(c))
+    assert not any("lack seeds" in note for note in notes(read(small({"a": [0.9, 0.88], "b": [0.85, 0.84], "c": []}))))
+
+
 def test_longer_training_is_a_sentence_of_its_own():
     results = make_comparison(seeds=5, methods=METHODS[:3])
     longer = [make_row(METHODS[i], i, seed, 160) for i in (1, 2) for seed in range(5)]

@@ -150,6 +150,15 @@ def test_nan_is_no_value_in_a_column_of_numbers_and_a_name_among_names(tmp_path)
     assert isinstance(site, Categories) and site.values == ["nan", "north"]
 
 
+def test_nan_is_no_value_among_few_whole_numbers_which_are_in_their_order(tmp_path):
+    places = [f"photos/{i}.jpg" for i in range(5)]
+    path = tmp_path / "more.csv"
+    path.write_text("path,fold\n0.jpg,10\n1.jpg,nan\n2.jpg,2\n3.jpg,NaN\n4.jpg,\n")
+    (fold,), _ = read_columns(path, places)
+    assert isinstance(fold, Categories) and fold.values == ["2", "10"]
+    assert fold.codes.tolist() == [1, -1, 0, -1, -1]
+
+
 def test_paths_beside_the_csv_file_and_few_whole_numbers(tmp_path):
     places = [str(tmp_path / "x" / f"{i}.png") for i in range(3)]
     path = tmp_path / "more.csv"

@@ -43,7 +43,8 @@ def budgets(source: Source, seeds: int) -> tuple[list[Budget], list[str]]:
     for shots in _SHOTS:
         name = f"{shots} label{'s' * (shots > 1)} a class"
         if shots >= fewest:
-            left_out.append(f"{name} are left out: a class has {fewest} training images.")
+            verb = "is" if shots == 1 else "are"
+            left_out.append(f"{name} {verb} left out: a class has {fewest} training image{'s' * (fewest != 1)}.")
             continue
         draws = (draw_labelled(torch.from_numpy(labels), shots=shots, draw=seed, seed=0) for seed in range(seeds))
         chosen.append(Budget(f"labels_{shots}", name, tuple(np.sort(draw.numpy()) for draw in draws)))

@@ -5,6 +5,11 @@ The bootstrap resamples the images with replacement and measures how much a stat
 are interchangeable, so a draw is a draw of their counts from a multinomial distribution: ten thousand draws take
 milliseconds, however many images there are.
 
+Means of draws from n images vary (n - 1) / n times as much as means of n new images, and their variance is only an
+estimate, as in Student's t test. So their deviations are multiplied by √(n / (n - 1)) · t / z, with the quantiles of
+Student's and of the normal distribution; this matters only for few images (Hesterberg, "What teachers should know about
+the bootstrap", American Statistician 69, 2015). If all values are equal, the interval has no width.
+
 An interval says how far this encoder's accuracy may be from that on all images of this kind. It says nothing about
 another random seed of the pre-training.
 """
@@ -59,7 +64,8 @@ def summarise(values: Tensor | Sequence[float]) -> dict[str, float | int]:
 def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
     """Interval for the mean of one value per image, such as 1 if a prediction is right and 0 otherwise.
 
-    For a paired comparison of two classifiers, pass the differences of their values on the same images.
+    For a paired comparison of two classifiers, pass the differences of their values on the same images. No bound is
+    outside the range of the values.
 
     Args:
         values: (m,), one for each test image.
@@ -70,15 +76,15 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
         ConfigError: ``confidence`` is out of range.
     """
     _check(values, values, confidence)
-    return _interval(_draw(values, np.random.default_rng(0)), confidence)
+    return _interval([values], confidence)
 
 
 def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval | None:
     """Interval for the mean over classes of their images' mean value; None if a class has a single image.
 
-    Every class keeps its number n of images and is resampled separately. Means of such draws vary (n - 1) / n times as
-    much as means of n new images of the class, and not at all for n = 1, so their deviations are multiplied by
-    √(n / (n - 1)). No bound is outside the range of the values.
+    Every class keeps its number of images and is resampled separately. The degrees of freedom of Student's distribution
+    are Satterthwaite's for a sum of variances, v² / Σ (v_c² / (n_c - 1)), with v_c the variance of the mean of class c
+    and v their sum. No bound is outside the range of the values.
 
     Args:
         values, labels: (m,).
@@ -86,14 +92,13 @@ def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float
     Raises:
         DataError: there are no values, or values and labels differ in number.
         ConfigError: ``confidence`` is out of range.
+
+    Reference: Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2
+    (1946).
     """
     _check(values, labels, confidence)
     classes = [values[labels == label] for label in labels.unique()]
-    if min(map(len, classes)) == 1:
-        return None
-    generator = np.random.default_rng(0)  # so that the same values always have the same interval
-    means = np.mean([_widened(one, _draw(one, generator)) for one in classes], axis=0)
-    return _interval(means.clip(float(values.min()), float(values.max())), confidence)
+    return None if min(map(len, classes)) == 1 else _interval(classes, confidence)
 
 
 def _check(values: Tensor, labels: Tensor, confidence: float) -> None:
@@ -103,15 +108,29 @@ def _check(values: Tensor, labels: Tensor, confidence: float) -> None:
         raise DataError(f"a bootstrap needs a value and a label for each image: got {len(values)} and {len(labels)}.")
 
 
-def _interval(means: NDArray[np.float64], confidence: float) -> Interval:
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(groups: Sequence[Tensor], confidence: float) -> Interval:
+    """Interval for the mean of the means of groups, each resampled separately; a single value has no width."""
+    from scipy.special import ndtri, stdtrit  # slow to import
+
+    generator = np.random.default_rng(0)  # so that the same values always have the same interval
+    centre = float(np.mean([float(one.double().mean()) for one in groups]))
+    means = np.mean([_widened(one, _draw(one, generator)) for one in groups], axis=0)
+    quantiles = (1 - confidence) / 2, (1 + confidence) / 2
+    variances = np.array([float(one.double().var()) / len(one) if len(one) > 1 else 0.0 for one in groups])
+    factor = 1.0
+    if variances.any():
+        sizes = np.array([len(one) for one in groups])
+        freedom = variances.sum() ** 2 / (variances**2 / np.maximum(sizes - 1, 1)).sum()
+        factor = float(stdtrit(freedom, quantiles[1]) / ndtri(quantiles[1]))
+    bounds = centre + factor * (np.quantile(means, quantiles) - centre)
+    low, high = bounds.clip(min(float(one.min()) for one in groups), max(float(one.max()) for one in groups))
     return Interval(float(low), float(high))
 
 
 def _widened(values: Tensor, means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of draws, widened to vary as much as those of new images."""
-    centre = float(values.double().mean())
-    return centre + (means - centre) * (len(values) / (len(values) - 1)) ** 0.5
+    centre, count = float(values.double().mean()), len(values)
+    return centre + (means - centre) * (count / max(count - 1, 1)) ** 0.5
 
 
 def _draw(values: Tensor, generator: np.random.Generator) -> NDArray[np.float64]:

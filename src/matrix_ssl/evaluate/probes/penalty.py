@@ -29,7 +29,9 @@ def choose_penalty(
 
     Args:
         features, labels, classes, scale: as in ``linear.fit_path``, not checked.
-        penalties: tried in this order, until two in a row are no better than the best so far.
+        penalties: tried in this order, until two in a row are no better than the best so far. A penalty with which all
+            held-out images get one class is not counted: so strong, it leaves the choice to the biases, as in a small
+            dataset of unequal classes, and says nothing about weaker ones.
 
     Raises:
         DataError: no class has three images, so none can be held out; or as ``linear.fit_path``.
@@ -49,8 +51,12 @@ def choose_penalty(
     )  # fmt: skip
     best, highest, worse = penalties[0], -1.0, 0
     for penalty, probe in zip(penalties, fitted, strict=True):
-        score = accuracy(probe.predict(test), answers)
-        best, highest, worse = (penalty, score, 0) if score > highest else (best, highest, worse + 1)
+        predicted = probe.predict(test)
+        score = accuracy(predicted, answers)
+        if score > highest:
+            best, highest, worse = penalty, score, 0
+        elif len(predicted.unique()) > 1:
+            worse += 1
         if worse == _PATIENCE:
             break
     return best

@@ -1,7 +1,9 @@
 """Runs and resumes the protocols that train a classifier by gradient steps, and writes their results."""
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -97,8 +99,20 @@ def run_trained(
             for measure, indices in parts.items():
                 store(subject.folder / f"{measure}.txt", subject.train, indices)
         results.write(subject.folder, protocol, values, predictions, answers)
-        shutil.rmtree(subject.folder / "training", ignore_errors=True)
+        _remove_trainings(subject.folder / "training", parts)
     distributed.barrier()
+
+
+def _remove_trainings(folder: Path, measures: Iterable[str]) -> None:
+    """Deletes what trainings of these measures needed for resuming, whatever their settings, but of no other measure.
+
+    An interrupted training of another protocol is still to be resumed.
+    """
+    for measure in measures:
+        for training in folder.glob(f"{measure}-*"):
+            shutil.rmtree(training, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others are there
+        folder.rmdir()
 
 
 def check_parts(subject: Subject, label_list: Path | None) -> None:

@@ -11,14 +11,14 @@ from rich.text import Text
 from matrix_ssl.report.comparison.data import Comparison, Entry, Score
 from matrix_ssl.report.comparison.statistics import PairedDifference
 from matrix_ssl.report.comparison.words import notes, p_value, verdict
-from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, whole
+from matrix_ssl.report.formats import ABSENT, Cell, duration, percent, points, rate, whole
 from matrix_ssl.report.measures import BASELINES
 from matrix_ssl.report.terminal import empty_table
 
 _COSTS: tuple[tuple[str, str, Callable[[float], str], Callable[..., float]], ...] = (
     ("seconds", "time", duration, min),
     ("cpu_seconds", "CPU time", duration, min),
-    ("images_per_second", "images/s", whole, max),
+    ("images_per_second", "images/s", rate, max),
     ("peak_memory_mib", "peak MiB", whole, min),
 )
 

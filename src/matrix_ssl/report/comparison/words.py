@@ -1,6 +1,7 @@
 """The result of a comparison in a sentence, and what limits it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matrix_ssl.report.comparison.data import Comparison, Group
 from matrix_ssl.report.comparison.statistics import SIGNIFICANT, Pair
@@ -36,6 +37,8 @@ def notes(c: Comparison) -> list[str]:
         "One seed only: there is no spread, no interval and no test; a different seed may change the ranking.":
             c.seeds == 1,
         "Two seeds only: intervals are wide, and few differences can be distinguished from chance.": c.seeds == 2,
+        "Some methods lack seeds that others have: means are over the seeds of each, differences over those of both.":
+            _unequal(c),
         "A difference that is the same for every seed has an interval of width 0; its p value is that of the sign "
         "test.": any(d.n > 1 and d.low == d.high and d.mean for d in differences),
         f"Steps skipped because loss or gradient was not finite: {_counts(bad_steps)}.": any(bad_steps.values()),
@@ -43,6 +46,12 @@ def notes(c: Comparison) -> list[str]:
             len(list(filter(None, devices))) > 1,
     }  # fmt: skip
     return [text for text, applies in texts.items() if applies]
+
+
+def _unequal(c: Comparison) -> bool:
+    """Whether entries that are ranked against each other have been measured with different seeds."""
+    measured = ([e.scores(c.main.key).keys() for e in group.entries] for group in c.groups())
+    return any(a != b for seeds in measured for a, b in pairwise(filter(None, seeds)))
 
 
 def _best(c: Comparison, group: Group) -> str:
@@ -55,16 +64,21 @@ def _best(c: Comparison, group: Group) -> str:
     if not others:
         return f"{text}; no other method has been measured yet."
     second, score = others[0]
-    certainty = ", ".join(_certainty(c.pair(group, first, second)))
+    seeds = max(best.n, score.n)
+    certainty = ", ".join(_certainty(c.pair(group, first, second), usual=seeds))
     return f"{text}, then {second.label} with {percent(score.mean)}% ({certainty})."
 
 
-def _certainty(pair: Pair | None) -> Sequence[str]:
-    """The difference between two entries with interval and p value, as far as their common seeds allow."""
+def _certainty(pair: Pair | None, *, usual: int) -> Sequence[str]:
+    """The difference between two entries with interval and p value, as far as their common seeds allow.
+
+    The number of these is given if it is not ``usual``.
+    """
     if pair is None:
         return ["no common seed"]
     d = pair.difference
-    difference = f"difference {points(d.mean)} points"
+    over = f" over {d.n} common seeds" if 1 < d.n < usual else ""
+    difference = f"difference {points(d.mean)} points{over}"
     if d.low is None or d.high is None or pair.adjusted_p is None:
         return [difference, "one common seed"]
     adjusted = f", adjusted by Holm's method over {pair.tests} pairs" if pair.tests > 1 else ""

@@ -95,9 +95,13 @@ def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int 
 def _column(name: str, texts: Sequence[str]) -> Column:
     numbers = [_number(text) for text in texts if text.lower() not in _MISSING]
     known = {value for value in numbers if value is not None}
-    if None not in numbers and (len(known) > _FEW or any(value != round(value) for value in known)):
+    are_numbers = bool(known) and None not in numbers
+    if are_numbers and (len(known) > _FEW or any(value != round(value) for value in known)):
         return Numbers(name, np.array([_number_or_nan(text) for text in texts]))
-    values = sorted({text for text in texts if text})
+    none = _MISSING if are_numbers else ("",)
+    values = sorted({text for text in texts if text.lower() not in none})
+    if are_numbers:
+        values.sort(key=float)
     position = {value: code for code, value in enumerate(values)}
     return Categories(name, np.array([position.get(text, -1) for text in texts], dtype=np.int64), values)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from matrix_ssl.report.formats import common_folder
+from matrix_ssl.report.formats import common_folder, fixed
 from matrix_ssl.report.run.data import RunData
 from matrix_ssl.runs.terminal import printable
 
@@ -47,7 +47,7 @@ def gallery(data: RunData) -> list[tuple[Thumbnail, list[Thumbnail]]]:
         first = _thumbnail(query[i], f"query image {i + 1}{_of(label)}", label, "", False, str(query_name[i])[folder:])
         others = []
         for j in range(min(near.shape[1], MAX_NEIGHBOURS)):
-            other, cosine = _class_name(data.classes, near_label[i, j]), f"{similarity[i, j]:.2f}".replace("-", "−")
+            other, cosine = _class_name(data.classes, near_label[i, j]), fixed(similarity[i, j], 2)
             alt = f"neighbour {j + 1} of query {i + 1}{_of(other)}, similarity {cosine}"
             is_other, name = bool(label) and other != label, str(near_name[i, j])[folder:]
             others.append(_thumbnail(near[i, j], alt, other, cosine, is_other, name))

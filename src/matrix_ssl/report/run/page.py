@@ -11,7 +11,7 @@ import numpy as np
 
 from matrix_ssl.config import to_dict
 from matrix_ssl.report.figures import Curve, Figurine, Panel, stacked
-from matrix_ssl.report.formats import ABSENT, device_name, duration, number, percent, present, settings, whole
+from matrix_ssl.report.formats import ABSENT, device_name, duration, number, percent, present, rate, settings, whole
 from matrix_ssl.report.run import figures
 from matrix_ssl.report.run.classes import ByClass, by_class
 from matrix_ssl.report.run.data import Note, RunData, read_run
@@ -168,7 +168,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         "Epochs": number(summary.epochs) if summary.epochs else f"{config.epochs} planned",
         "Batch": whole(config.batch_size),
         "Time": "" if summary.seconds is None else duration(summary.seconds),
-        "Images per second": whole(data.last("images_per_second")),
+        "Images per second": rate(data.last("images_per_second")),
         "Device": device_name(data.environment),
         "Bad steps": whole(data.last("bad_steps") or None),
         "Negative determinants": whole(data.last("negative_determinants") or None),

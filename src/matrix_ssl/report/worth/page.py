@@ -14,7 +14,7 @@ from matrix_ssl.report.svg import colour
 from matrix_ssl.report.template import write_page
 from matrix_ssl.report.terminal import empty_table
 from matrix_ssl.report.worth.data import Arm, Results, read_worth
-from matrix_ssl.report.worth.words import interval, notes, points, reading, sentence
+from matrix_ssl.report.worth.words import interval, notes, reading, sentence
 
 PAGE = "worth.html"
 PAIRS = (  # a minus b, for the questions that a user has
@@ -94,7 +94,7 @@ def differences(r: Results) -> list[Row]:
         by = r.difference(a, b)
         if by:
             cells = [
-                Cell(one.text, points(by[one.text].mean, sign="+"), (interval(by[one.text]),), by[one.text].sign != 0)
+                Cell(one.text, percent(by[one.text].mean, sign="+"), (interval(by[one.text]),), by[one.text].sign != 0)
                 if one.text in by else Cell(one.text)
                 for one in r.budgets
             ]  # fmt: skip

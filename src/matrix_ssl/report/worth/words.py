@@ -103,13 +103,7 @@ def listed(texts: Sequence[str]) -> str:
 
 def interval(one: Estimate) -> str:
     """Bounds in percentage points."""
-    return f"[{points(one.low)}, {points(one.high)}]"
-
-
-def points(difference: float, *, sign: str = "") -> str:
-    """A difference of accuracies in percentage points, with one decimal; zero has no sign."""
-    text = percent(difference, sign=sign)
-    return "0.0" if text in ("−0.0", "+0.0") else text
+    return f"[{percent(one.low)}, {percent(one.high)}]"
 
 
 def capitalised(text: str) -> str:
@@ -120,7 +114,7 @@ def capitalised(text: str) -> str:
 def _points(one: Estimate) -> str:
     """The size of a difference and its interval, without the sign of a loss."""
     flipped = one if one.mean >= 0 else Estimate(-one.mean, -one.high, -one.low)
-    return f"{points(flipped.mean)} points {interval(flipped)}"
+    return f"{percent(flipped.mean)} points {interval(flipped)}"
 
 
 def _any(by: By) -> str:
