@@ -1,4 +1,4 @@
-"""Writes time and memory of the toolbox beside other programs into docs/speed.md, between its markers.
+"""Writes time and memory of the toolbox beside other programs into docs/speed-functions.md, between its markers.
 
 python -m benchmarks.pages.publish_toolbox      (reads benchmarks/results/toolbox.json)
 """
@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages.tables import fill, table
+from benchmarks.pages.tables import FUNCTIONS, fill, table
 from benchmarks.speed.toolbox import is_kernel, jobs
 from matrix_ssl.runs.files import read_json
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    fill(ROOT / "docs" / "speed.md", "toolbox", section(read_json(RESULTS / "toolbox.json")))
+    fill(ROOT / "docs" / FUNCTIONS, "toolbox", section(read_json(RESULTS / "toolbox.json")))
 
 
 def section(results: Row) -> str:

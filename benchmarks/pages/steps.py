@@ -1,4 +1,4 @@
-"""Writes what was measured of whole steps, loader, probe and report into docs/speed.md, and draws how costs grow.
+"""Writes what was measured of whole steps, loader, probe and report into the pages of speed, and draws how costs grow.
 
 python -m benchmarks.pages.steps             (reads benchmarks/results/; takes seconds)
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.experiments import paths, precision, view_backends
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.pages.plots import STYLE, save
-from benchmarks.pages.tables import fill, made_on, percent, table, times_published
+from benchmarks.pages.tables import FUNCTIONS, fill, made_on, percent, table, times_published
 from matrix_ssl.runs.files import read_json
 
 Row = dict[str, Any]
@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     for name, section in SECTIONS.items():
-        fill(arguments.docs / "speed.md", name, section(read_json(arguments.results / f"{name}.json")))
+        page = FUNCTIONS if name in ("loss_peak", "loss_profile") else "speed.md"
+        fill(arguments.docs / page, name, section(read_json(arguments.results / f"{name}.json")))
     fill(arguments.docs / "speed.md", "precision", precision_section(arguments.results))
     fill(arguments.docs / "speed.md", "view_backends", view_backends_section(arguments.results))
     save(arguments.docs / "figures" / "growth.svg", growth(read_json(arguments.results / "growth.json")))

@@ -1,4 +1,4 @@
-"""Writes what was measured into docs/speed.md and docs/taylor.md, between their markers, and draws the figures.
+"""Writes what was measured of views, losses and entropies into the docs, between their markers, and draws the figures.
 
 python -m benchmarks.pages.tables             (reads benchmarks/results/; takes seconds)
 """
@@ -27,6 +27,7 @@ NAMES = {
 EXACT = [name for name in NAMES if name.startswith("exact")]
 
 Row = dict[str, Any]
+FUNCTIONS = "speed-functions.md"  # the page of losses and measures; speed.md has trainings
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def main() -> None:
     losses, views, taylor, entropies, processes = (read_json(arguments.results / f"{name}.json") for name in names)
     plots.save(figures / "loss_cost.svg", plots.loss_cost(losses))
     plots.save(figures / "taylor_gradients.svg", plots.taylor_gradients(taylor))
-    fill(arguments.docs / "speed.md", "losses", loss_section(losses))
+    fill(arguments.docs / FUNCTIONS, "losses", loss_section(losses))
     fill(arguments.docs / "speed.md", "views", view_section(views))
-    fill(arguments.docs / "speed.md", "entropies", entropy_section(entropies))
-    fill(arguments.docs / "speed.md", "processes", process_section(processes))
+    fill(arguments.docs / FUNCTIONS, "entropies", entropy_section(entropies))
+    fill(arguments.docs / FUNCTIONS, "processes", process_section(processes))
     entropy = read_json(arguments.results / "matrix_entropy.json")
-    fill(arguments.docs / "speed.md", "matrix-entropy", matrix_entropy_section(entropy))
-    fill(arguments.docs / "speed.md", "methods", method_section(read_json(arguments.results / "method_losses.json")))
+    fill(arguments.docs / FUNCTIONS, "matrix-entropy", matrix_entropy_section(entropy))
+    fill(arguments.docs / FUNCTIONS, "methods", method_section(read_json(arguments.results / "method_losses.json")))
     fill(arguments.docs / "taylor.md", "taylor", taylor_section(taylor))
     fill(arguments.docs / "taylor.md", "training", training_section(arguments.results))
 

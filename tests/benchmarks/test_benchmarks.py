@@ -441,10 +441,10 @@ class TestSplits:
             assert record["parts"][name]["places_sha256"] == hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
 
 
-def test_page_of_speed_is_of_the_results():
+def test_pages_of_speed_are_of_the_results():
     if not (RESULTS / "losses.json").exists():
         pytest.skip("the losses have not been measured")
-    text = (ROOT / "docs" / "speed.md").read_text("utf-8")
+    text = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("speed.md", pages.FUNCTIONS))
     measured, views = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("losses", "views"))
     assert not measured["quick"]
     assert pages.loss_section(measured).strip() in text

@@ -27,7 +27,7 @@ def test_pages_are_of_the_results():
     if not (RESULTS / "toolbox.json").exists():
         pytest.skip("the toolbox has not been timed")
     timed = json.loads((RESULTS / "toolbox.json").read_text("utf-8"))
-    assert publish_toolbox.section(timed).strip() in (ROOT / "docs" / "speed.md").read_text("utf-8")
+    assert publish_toolbox.section(timed).strip() in (ROOT / "docs" / "speed-functions.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", toolbox.QUANTITIES)
