@@ -73,6 +73,17 @@ def test_a_stopped_run_measures_and_keeps_what_an_uninterrupted_one_does(at, set
     assert kept(tmp_path / "stopped") == kept(tmp_path / "through")
 
 
+@pytest.mark.parametrize("settings", [("eval_strategy=steps", "eval_steps=2"), ("save_strategy=no",), ()])
+def test_the_model_that_is_kept_is_measured_also_if_the_training_ends_before_the_first_measurement(
+    settings, words, tmp_path, capsys
+):
+    command(*words, *sets("eval_delay=100", *settings), "--out", tmp_path / "r")
+    lines = [line for line in read_lines(tmp_path / "r" / "metrics.jsonl") if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [0, 6]
+    assert kept(tmp_path / "r") == lines[-1] and lines[0]["eval_loss"] != lines[-1]["eval_loss"]
+    assert "at step 6, the model that is kept" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_model_that_is_kept_is_named_also_where_the_best_checkpoint_is_lost(words, tmp_path, monkeypatch):
     run = [*words, *sets("save_strategy=steps", "save_steps=2"), "--out", tmp_path / "run"]
     stop_once(monkeypatch, at=4)

@@ -20,7 +20,9 @@ from matrix_ssl.losses import (
     matrix_ssl_terms,
     mec_loss,
     mec_moment_loss,
+    unit_rows,
 )
+from matrix_ssl.methods.byol import byol_loss
 from tests.support.quick import some
 
 # what the published Matrix-SSL and MEC objectives give in float64
@@ -629,3 +631,23 @@ class TestCovariances:
         ):
             with pytest.raises(ValueError, match=message):
                 call()
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e16, "float32"), (2e19, "float32"), (1e37, "float32"),
+                                              (1e16, "bfloat16"), (1e160, "float64"), (1e306, "float64")])  # fmt: skip
+def test_rows_whose_squares_overflow_have_a_direction(scale, dtype):
+    z1, z2, p1, p2 = (x.to(getattr(torch, dtype)) for x in branches(7, 5))
+    large = (z1 * torch.tensor([scale] + 6 * [1.0], dtype=z1.dtype).unsqueeze(1)).requires_grad_()
+    z1 = z1.requires_grad_()
+    assert large.isfinite().all()
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}[dtype]
+    torch.testing.assert_close(unit_rows(large), unit_rows(z1), rtol=tolerance, atol=tolerance)
+    for loss in (matrix_ssl_loss, mec_loss, byol_loss):
+        found, expected = loss(large, z2, p1, p2), loss(z1, z2, p1, p2)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        (moved,), (slope,) = torch.autograd.grad(found, large), torch.autograd.grad(expected, z1)
+        moved, slope = moved.double(), slope.double()
+        moved[0] *= scale
+        torch.testing.assert_close(moved, slope, rtol=tolerance, atol=tolerance * slope.abs().max().item())
+    mapped = torch.func.vmap(unit_rows)(torch.stack([large, z1]).detach())
+    torch.testing.assert_close(mapped[0], mapped[1], rtol=tolerance, atol=tolerance)

@@ -8,7 +8,15 @@ import scipy.stats
 import torch
 
 from matrix_ssl import errors
-from matrix_ssl.matrix import coding_rate, covariance, effective_rank, of_features, shannon_entropy, spectrum
+from matrix_ssl.matrix import (
+    coding_rate,
+    covariance,
+    effective_rank,
+    of_features,
+    shannon_entropy,
+    spectrum,
+    validation,
+)
 from tests.support.matrix_samples import positive, rows
 
 
@@ -89,6 +97,21 @@ class TestCodingRate:
         assert gradient.isfinite().all() and radial == pytest.approx(1, rel=0.1)
         assert coding_rate(torch.stack([z, torch.eye(n, d, dtype=dtype)])).isfinite().all()
         assert coding_rate(z * torch.nan, validate=False).isnan()
+
+    @pytest.mark.parametrize(("n", "d"), [(50, 30), (20, 30)])
+    def test_of_large_collapsed_features_whose_values_are_not_read(self, monkeypatch, n, d):
+        """As on a GPU, where reading them would make the device wait, and where as little has a Cholesky factor."""
+        z = 1e4 * rows(n, d, rank=1)
+        expected, huge = coding_rate(z), coding_rate(1e5 * z)
+        monkeypatch.setattr(validation, "looks_at_values", lambda x, validate: bool(validate))
+        single = z.float().requires_grad_()
+        found = coding_rate(single)
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(expected.item(), rel=1e-3)
+        (gradient,) = torch.autograd.grad(found, single)
+        assert (gradient * single).sum().item() == pytest.approx(1, rel=0.1)
+        by_log_det = of_features.log_det(z.float(), ridge=0.25 / d, about="origin") - d * np.log(0.25 / d)
+        assert by_log_det.item() / 2 == pytest.approx(expected.item(), rel=1e-3)
+        assert coding_rate(1e5 * z, validate=True).item() == pytest.approx(huge.item(), rel=1e-3)
 
     def test_of_nothing(self):
         assert coding_rate(torch.zeros(4, 3)).item() == 0

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 
 from matrix_ssl import errors
+from matrix_ssl.errors import NotPositiveDefiniteError
 from matrix_ssl.matrix import (
     RankStatistics,
     alpha_req,
@@ -105,6 +106,15 @@ def test_lidar_against_scipy(n, v, d):
     assert lidar(x).item() == pytest.approx(expected, rel=1e-10)
     assert lidar(x.float()).item() == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(lidar(torch.stack([x, 2 * x]))[0], lidar(x), rtol=1e-12, atol=0)
+
+
+def test_lidar_is_nan_where_its_ridge_is_lost_and_values_are_not_read():
+    """As on a GPU: a covariance without a Cholesky factor has no LiDAR, and a part of a factor would give a number."""
+    x = 1e12 * torch.ones(1, 12, 2, 6, dtype=torch.float64) * torch.tensor([1.0, -1.0]).view(2, 1)
+    x = x + torch.randn(1, 12, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-3
+    with pytest.raises(NotPositiveDefiniteError, match="is lost in the rounding"):
+        lidar(x[0])
+    assert torch.func.vmap(lidar)(x).isnan().all()
 
 
 def test_lidar_sees_only_what_views_share():

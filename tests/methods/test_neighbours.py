@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import unit_rows
+from matrix_ssl.methods import kernel_infonce
 from matrix_ssl.methods.cor_info_max import CorInfoMax, cor_info_max_loss, first_moments, next_moments
 from matrix_ssl.methods.emp_ssl import emp_ssl_loss
 from matrix_ssl.methods.kernel_infonce import KernelInfoNCE, kernel_infonce_loss
@@ -25,6 +27,23 @@ from tests.support import textbook_losses as textbook
 def views(count: int, n: int, d: int) -> list[Tensor]:
     base = numbers(n, d)
     return [base + 0.7 * numbers(n, d, seed=i + 1) for i in range(count)]
+
+
+def plainly(z1: Tensor, z2: Tensor, *, kernel: str, exponent: float, temperature: float, mixture: float) -> Tensor:
+    """Kernel-InfoNCE from the differences of all pairs, for automatic differentiation."""
+    n = len(z1)
+    itself = torch.eye(2 * n, dtype=torch.bool)
+
+    def loss(rows: Tensor, power: float) -> Tensor:
+        squares = (rows.unsqueeze(1) - rows).square().sum(-1)
+        logits = -(squares.masked_fill(itself, 1.0) ** (power / 2)) / temperature
+        return F.cross_entropy(logits.masked_fill(itself, -torch.inf), torch.arange(2 * n).roll(n))
+
+    rows = unit_rows(torch.cat([z1, z2]))
+    if kernel == "exponential":
+        return loss(rows, exponent)
+    first, second = rows.chunk(2, dim=1) if kernel == "concatenation" else (rows, rows)
+    return mixture * loss(first, exponent) + (1 - mixture) * loss(second, 2.0)
 
 
 @pytest.fixture
@@ -177,6 +196,45 @@ class TestKernelInfoNCE:
         found = value_and_gradients(kernel_infonce_loss, z, kernel="concatenation", **settings)
         expected = value_and_gradients(textbook.kernel_infonce, z, kernel="concatenation", **settings)
         torch.testing.assert_close(found, expected, **TIGHT)
+
+    @pytest.mark.parametrize("kernel", ["exponential", "sum", "concatenation"])
+    @pytest.mark.parametrize(("n", "d"), [(2, 2), (2, 8), (9, 4), (13, 30)])
+    @pytest.mark.parametrize("exponent", [0.5, 1.3, 2.0])
+    @pytest.mark.parametrize("block", [7, 90, 1 << 19])
+    def test_in_blocks_of_rows_it_is_automatic_differentiation(
+        self, monkeypatch: pytest.MonkeyPatch, kernel: str, n: int, d: int, exponent: float, block: int
+    ) -> None:
+        monkeypatch.setattr(kernel_infonce, "_BLOCK", block)
+        z = views(2, n, d)
+        z[0][0] = 0  # without a direction
+        settings: dict[str, Any] = {"kernel": kernel, "exponent": exponent, "temperature": 0.3, "mixture": 0.2}
+        found, expected = (value_and_gradients(loss, z, **settings) for loss in (kernel_infonce_loss, plainly))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+    def test_no_tensor_is_larger_than_a_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = []
+
+        class Sizes(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                result = func(*args, **(kwargs or {}))
+                sizes.extend(x.numel() for x in (result,) if isinstance(x, Tensor))
+                return result
+
+        monkeypatch.setattr(kernel_infonce, "_BLOCK", 20_000)
+        rows = unit_rows(torch.cat(views(2, 400, 8)))
+        with Sizes():
+            kernel_infonce._infonce(rows, [(0.5, 1.0), (0.5, 2.0)], 0.1, True)
+        assert 10_000 < max(sizes) <= 20_000 < len(rows) ** 2
+
+    def test_gradient_of_views_that_nearly_coincide_in_float32(self) -> None:
+        """A difference of products would lose an eighth of the digits that float32 has here."""
+        z1 = numbers(200, 64).float()
+        z = [z1, z1 + 1e-4 * numbers(200, 64, seed=1).float()]
+        rows = [unit_rows(x).double() for x in z]  # whose rounding is not the loss's
+        found = value_and_gradients(lambda *x: kernel_infonce_loss(*x, exponent=1.0), [x.float() for x in rows])
+        expected = value_and_gradients(kernel_infonce_loss, rows, exponent=1.0)
+        for part, exact in zip(found[1:], expected[1:], strict=True):
+            assert torch.linalg.vector_norm(part.double() - exact) < 1e-3 * torch.linalg.vector_norm(exact)
 
     def test_rows_that_coincide_have_a_finite_gradient(self) -> None:
         z = views(2, 5, 4)

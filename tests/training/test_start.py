@@ -215,6 +215,8 @@ def test_heads_first(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_encoder_learns_at_last(first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.frozen_epochs=1 leaves none of the 1 epochs for the encoder"):
         pretrain(tmp_path / "r", "epochs=1", "optimizer.frozen_epochs=1", start=first)
+    with pytest.raises(ConfigError, match=r"frozen_epochs=0\.95 leaves none of the 1 epochs .* at \d steps? an epoch"):
+        pretrain(tmp_path / "r", "epochs=1", "optimizer.frozen_epochs=0.95", start=first)  # the last step, rounded
     assert not (tmp_path / "r").exists()
 
 

@@ -144,7 +144,7 @@ class OptimizerConfig:
     learning_rate: NonNegativeFloat = 0.5  # for a batch of 256; scaled linearly with the batch
     momentum: Fraction = 0.9  # sgd and lars
     weight_decay: NonNegativeFloat = 1e-5
-    warmup_epochs: NonNegativeFloat = 10.0
+    warmup_epochs: NonNegativeFloat = 10.0  # at most half of all
     # factor of the rate from each depth of the encoder to the one below, ``training.layers``; 1: one rate for all
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     frozen_epochs: NonNegativeFloat = 0.0  # at the start, in which the heads learn and the encoder's weights stay

@@ -99,15 +99,19 @@ def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: 
     """log det(factor · G + shift · I), shift above zero, G the smaller of BᵀB and BBᵀ of rows B: (...).
 
     The rounding error of a large G can exceed the shift, so that digits are lost, or the sum is not positive definite
-    and has no Cholesky factor. Where values can be read, float32 then falls back to float64, and float64 to
-    eigenvalues, which count as zero below the zero level; elsewhere the value is NaN. Errors name ``x``.
+    and has no Cholesky factor, on any device. Where values can be read, float32 then falls back to float64, and float64
+    to eigenvalues, which count as zero below the zero level. Elsewhere all is computed in float64, except on MPS, which
+    has none, and the value is NaN only where that has no factor. Errors name ``x``.
     """
+    look, exact = validation.looks_at_values(rows, validate or None), rows.dtype == torch.float64
+    if not (look or exact or rows.device.type == "mps"):
+        return log_det_of_rows(rows.double(), factor, shift, x, name, validate).to(rows.dtype)
     gram = smaller_product(rows) * factor
     validation.check_representable(gram, x, name, validate)
     value = calculus.log_determinant(gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
-    if not validation.looks_at_values(rows, None):
+    if not look:
         return value
-    lost, exact = value.isnan(), rows.dtype == torch.float64
+    lost = value.isnan()
     if not exact:
         rounding = torch.finfo(gram.dtype).eps * gram.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
         lost = lost | (rounding > 0.1 * shift)

@@ -39,7 +39,8 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
     """Total coding rate ½ log det(I + d / (n ε²) ZᵀZ): nats to encode the rows Z up to the distortion ε: (...).
 
     It is zero if all features are zero, and grows with every singular value. Rows are neither centred nor scaled;
-    usually they have length one. Computed by Cholesky factorisation of the smaller of the n x n and d x d matrices.
+    usually they have length one. Computed by Cholesky factorisation of the smaller of the n x n and d x d matrices;
+    where values cannot be read, in float64 even for float32, and NaN only if that cannot hold both I and the features.
 
     Args:
         features: (..., n, d), one row per sample.

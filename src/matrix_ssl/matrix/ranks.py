@@ -188,7 +188,8 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
         ridge: δ > 0, absolute: scale features to a common size before comparing encoders.
 
     Raises:
-        MatrixError: ``features`` has too few dimensions, images or views, or is not finite.
+        MatrixError: ``features`` has too few dimensions, images or views, or is not finite; the ridge is lost in the
+            rounding of Σ_w, where values are checked; elsewhere the result is NaN.
         ValueError: the ridge is not above zero.
 
     Reference:
@@ -209,7 +210,7 @@ def lidar(features: Tensor, *, ridge: float = RIDGE, validate: bool | None = Non
             raise NotPositiveDefiniteError(_LOST.format(ridge=ridge, of=f"of shape {tuple(features.shape)}"))
         discriminant = torch.linalg.solve_triangular(factor, between.mT, upper=False)
         entropy, _ = renyi_of(smaller_product(discriminant), 1.0)
-    return entropy.exp().to(full_precision(features).dtype)
+    return torch.where(info == 0, entropy.exp(), torch.nan).to(full_precision(features).dtype)
 
 
 def checked_views(features: Tensor, name: str, validate: bool | None) -> Tensor:

@@ -20,15 +20,18 @@ https://arxiv.org/abs/2303.15103.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matrix_ssl import config, networks
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.losses import check_positive, check_rows, in_full_precision, unit_rows
+from matrix_ssl.losses import check_positive, check_rows, unit_rows
+from matrix_ssl.losses.fused import fused, nothing
+from matrix_ssl.losses.rows import pull_back
+from matrix_ssl.matrix.precision import full_precision
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 Kernel = Literal["exponential", "sum", "concatenation"]
@@ -38,9 +41,9 @@ TEMPERATURE = 0.1  # the code
 EXPONENT = 1.0  # the code searches over 0.5 and 1
 MIXTURE = 0.5  # the middle of the code's search range
 _NEAREST = 1e-6  # rows closer than this have no direction from one to the other, and no gradient
+_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 24  # elements of a block of distances, on a CPU and on other devices
 
 
-@in_full_precision
 def kernel_infonce_loss(
     z1: Tensor,
     z2: Tensor,
@@ -52,7 +55,9 @@ def kernel_infonce_loss(
 ) -> Tensor:
     """InfoNCE with exponential kernels over the 2n views of a batch: a scalar in nats.
 
-    The published code bounds the sums of kernels from below by 1e-6; here they are computed as log-sum-exp.
+    The published code bounds the sums of kernels from below by 1e-6; here they are computed as log-sum-exp. Value and
+    gradient are computed together, a block of rows at a time, so no 2n x 2n matrix is kept. The loss can be
+    differentiated once.
 
     Args:
         z1, z2: (n, d), outputs for the two views; rows are scaled to length one here. d is even for "concatenation".
@@ -75,40 +80,95 @@ def kernel_infonce_loss(
     check_positive(temperature=temperature)
     if not 0 < exponent <= 2 or not 0 <= mixture <= 1:
         raise ValueError(f"exponent must be in (0, 2] and mixture in [0, 1], got {exponent} and {mixture}.")
-    rows = unit_rows(torch.cat([z1, z2]))
-    if kernel == "exponential":
-        return _infonce(_distances(rows), temperature, exponent)
-    if kernel == "sum":
-        first = second = _distances(rows)
-    elif kernel == "concatenation":
-        if rows.shape[1] % 2:
-            raise ValueError(f"Concatenation halves the outputs: expected an even width, got {rows.shape[1]}.")
-        first, second = (_distances(half) for half in rows.chunk(2, dim=1))
-    else:
+    if kernel not in get_args(Kernel):
         raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
-    return mixture * _infonce(first, temperature, exponent) + (1 - mixture) * _infonce(second, temperature, 2.0)
+    if kernel == "concatenation" and z1.shape[1] % 2:
+        raise ValueError(f"Concatenation halves the outputs: expected an even width, got {z1.shape[1]}.")
+    return _kernel_infonce(z1, z2, kernel, temperature, exponent, mixture)[0]
 
 
-def _distances(rows: Tensor) -> Tensor:
-    """Distances ‖x - y‖ (m, m) between all pairs of rows (m, d), at least ``_NEAREST``.
+@fused(tensors=2, values=1)
+def _kernel_infonce(
+    z1: Tensor, z2: Tensor, kernel: str, temperature: float, exponent: float, mixture: float, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = full_precision(torch.cat([z1, z2]))
+    rows = unit_rows(outputs)
+    both = (mixture, exponent), (1 - mixture, 2.0)
+    if kernel == "concatenation":
+        halves = zip(rows.chunk(2, dim=1), both, strict=True)
+        parts = [_infonce(half, [term], temperature, any(needed)) for half, term in halves]
+    else:
+        parts = [_infonce(rows, both if kernel == "sum" else [(1.0, exponent)], temperature, any(needed))]
+    values, slopes = zip(*parts, strict=True)
+    by_z1, by_z2 = (
+        pull_back(slope.clone(), z).to(full_precision(own).dtype) if need else nothing(own)
+        for slope, z, own, need in zip(torch.cat(slopes, 1).chunk(2), outputs.chunk(2), (z1, z2), needed, strict=True)
+    )
+    return torch.stack(values).sum(), by_z1, by_z2
 
-    Computed from inner products in float64: in float32, cancellation would destroy the digits of small distances, and
-    the differences of all pairs take several times as long. MPS has no float64.
+
+def _infonce(
+    rows: Tensor, terms: Sequence[tuple[float, float]], temperature: float, needed: bool
+) -> tuple[Tensor, Tensor]:
+    """Σ weight · loss_γ over terms (weight, γ), of rows (2n, d) of which i and i + n are partners, and its gradient.
+
+    With D² the squared distances, L = -D^γ / τ and P = softmax(L), the slope by D²_ij is H_ij = γ L (P - partner) / 2D²
+    over 2n, and the gradient by row i is 2 Σ_j (H_ij + H_ji)(x_i - x_j). The sum is computed as a difference of
+    products, of rows about their mean, except that of partners, which may be so near that its digits would be lost.
+    """
+    m, n = len(rows), len(rows) // 2
+    size = max(1, (_BLOCK if rows.device.type == "cpu" else _LARGE_BLOCK) // m)
+    centred, squares_of = _squared_distances(rows)
+    value, sums, pairs, gradient = rows.new_zeros(()), rows.new_zeros(m), rows.new_zeros(m), torch.zeros_like(rows)
+    for start in range(0, m, size):
+        end = min(start + size, m)
+        squares, slope = squares_of(start, end), rows.new_zeros(())
+        partners = (start + n, start - n)  # diagonals of this block
+        for weight, exponent in terms:
+            logits = squares.pow(exponent / 2).mul_(-1 / temperature)
+            logits.diagonal(start).fill_(-torch.inf)  # itself
+            p = logits.log_softmax(1)
+            value -= weight / m * sum(p.diagonal(offset).sum() for offset in partners)
+            if needed:
+                p.exp_()
+                for offset in partners:
+                    p.diagonal(offset).sub_(1)
+                slope = p.mul_(logits).div_(squares).mul_(weight * exponent / (2 * m)).add_(slope)
+        if needed:
+            slope.masked_fill_(squares <= _NEAREST**2, 0.0)
+            pairs[start:end] = torch.cat([slope.diagonal(offset) for offset in partners])
+            for offset in partners:
+                slope.diagonal(offset).zero_()
+            sums[start:end] += slope.sum(1)
+            sums += slope.sum(0)
+            gradient[start:end].addmm_(slope, centred, alpha=-2)
+            gradient.addmm_(slope.mT, centred[start:end], alpha=-2)
+    gradient.addcmul_(sums.unsqueeze(1), centred, value=2)
+    of_pairs = (pairs + pairs.roll(n)).unsqueeze(1)
+    return value, gradient.addcmul_(of_pairs, rows - rows.roll(n, 0), value=2)
+
+
+def _squared_distances(rows: Tensor) -> tuple[Tensor, Callable[[int, int], Tensor]]:
+    """Rows (m, d) about their mean, and a function of start and end: ‖x - y‖² of these rows and all rows.
+
+    They are at least ``_NEAREST`` squared, and computed from inner products in float64: in float32, cancellation would
+    destroy the digits of small distances, and the differences of all pairs take several times as long. MPS has no
+    float64.
     """
     if rows.device.type == "mps":
-        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(_NEAREST)
+        mode = "donot_use_mm_for_euclid_dist"
+        return rows - rows.mean(
+            0
+        ), lambda start, end: torch.cdist(rows[start:end], rows, compute_mode=mode).clamp_min(_NEAREST).square()
     precise = rows.double()
-    squares = precise.square().sum(1)
-    squared = squares[:, None] + squares - 2 * precise @ precise.mT
-    return squared.clamp_min(_NEAREST**2).sqrt().to(rows.dtype)
+    precise = precise - precise.mean(0)
+    squares, others = precise.square().sum(1), -2 * precise.mT
 
+    def of(start: int, end: int) -> Tensor:
+        block = torch.addmm(squares, precise[start:end], others).add_(squares[start:end].unsqueeze(1))
+        return block.clamp_min_(_NEAREST**2).to(rows.dtype)
 
-def _infonce(distances: Tensor, temperature: float, exponent: float) -> Tensor:
-    """The loss for one kernel from the distances (2n, 2n) between rows, of which i and i + n are partners."""
-    itself = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
-    logits = (-(distances**exponent) / temperature).masked_fill(itself, -torch.inf)
-    partners = torch.arange(len(distances), device=distances.device).roll(len(distances) // 2)
-    return F.cross_entropy(logits, partners)
+    return precise.to(rows.dtype), of
 
 
 class KernelInfoNCE(Method):

@@ -121,7 +121,6 @@ def prepare(
         raise ConfigError(
             f"start.reference={config.start.reference}: this command starts no training from weights; remove it."
         )
-    _check_frozen(config)
     _check_channels(source, config)
     source = choose_subset(source, config.data.subset, seed=config.seed)
     precision = devices.MixedPrecision.choose(config.precision, device)
@@ -130,6 +129,7 @@ def prepare(
         source, config.data, config.views, batch_size=config.batch_size, seed=config.seed,
         rank=distributed.rank(), world_size=distributed.world_size(), device=device, dtype=precision.weights,
     )  # fmt: skip
+    _check_frozen(config, loader.steps_per_epoch)
     method = build_method(config)
     if start is not None:
         method.load_state_dict(dict(start))
@@ -251,13 +251,13 @@ def _check_views(method: Method, config: RunConfig) -> None:
     method.encoder.train(training)
 
 
-def _check_frozen(config: RunConfig) -> None:
+def _check_frozen(config: RunConfig, steps_per_epoch: int) -> None:
     """Raises ConfigError if the encoder would never learn."""
     frozen, epochs = config.optimizer.frozen_epochs, config.epochs
-    if frozen > 0 and frozen >= epochs:
+    if frozen > 0 and round(frozen * steps_per_epoch) >= epochs * steps_per_epoch:
         raise ConfigError(
-            f"optimizer.frozen_epochs={frozen:g} leaves none of the {epochs} epochs for the encoder: choose less, or "
-            "more epochs."
+            f"optimizer.frozen_epochs={frozen:g} leaves none of the {epochs} epochs for the encoder, at "
+            f"{_counted(steps_per_epoch, 'step')} an epoch: choose less, or more epochs."
         )
 
 

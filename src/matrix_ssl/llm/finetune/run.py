@@ -168,6 +168,8 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
             warn_of_missing_state(Path(str(place)), display)
         with resuming(place, recorder):
             trainer.train(resume_from_checkpoint=place)
+        if not recorder.stopped_by and distributed.broadcast_object(_is_unmeasured(trainer, recorder)):
+            trainer.evaluate()
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
     _save_model(trainer, out)
@@ -240,6 +242,14 @@ def _several(number: float, what: str) -> str:
     """A number and its noun, which has a plural s unless the number is 1."""
     shown = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{shown} {what}{'s' * (number != 1)}"
+
+
+def _is_unmeasured(trainer: MatrixTrainer, recorder: Recorder) -> bool:
+    """Whether the model that is kept has not been measured on held-out rows, as after an ``eval_delay`` too long."""
+    evaluations, state = recorder.evaluations, trainer.state
+    if not evaluations or (trainer.args.load_best_model_at_end and state.best_model_checkpoint):
+        return False
+    return int(evaluations[-1]["step"]) < state.global_step
 
 
 def _held_out(trainer: MatrixTrainer, recorder: Recorder) -> dict[str, Any]:
