@@ -156,19 +156,21 @@ def _squared_distances(rows: Tensor) -> tuple[Tensor, Callable[[int, int], Tenso
     float64.
     """
     if rows.device.type == "mps":
-        mode = "donot_use_mm_for_euclid_dist"
-        return rows - rows.mean(
-            0
-        ), lambda start, end: torch.cdist(rows[start:end], rows, compute_mode=mode).clamp_min(_NEAREST).square()
+
+        def one_by_one(start: int, end: int) -> Tensor:
+            mode = "donot_use_mm_for_euclid_dist"
+            return torch.cdist(rows[start:end], rows, compute_mode=mode).clamp_min(_NEAREST).square()
+
+        return rows - rows.mean(0), one_by_one
     precise = rows.double()
     precise = precise - precise.mean(0)
     squares, others = precise.square().sum(1), -2 * precise.mT
 
-    def of(start: int, end: int) -> Tensor:
+    def by_products(start: int, end: int) -> Tensor:
         block = torch.addmm(squares, precise[start:end], others).add_(squares[start:end].unsqueeze(1))
         return block.clamp_min_(_NEAREST**2).to(rows.dtype)
 
-    return precise.to(rows.dtype), of
+    return precise.to(rows.dtype), by_products
 
 
 class KernelInfoNCE(Method):
