@@ -5,12 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.covariances import largest_element
 from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import looks_at_values
 
 _SHORTEST = 1e-12  # rows below this length have no direction
-_LARGE = {torch.float32: (2.0**50, 2.0**-75), torch.float64: (2.0**500, 2.0**-530)}  # elements, and their factor
 
 
 def check_rows(**outputs: Tensor) -> None:
@@ -21,14 +18,17 @@ def check_rows(**outputs: Tensor) -> None:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows (..., d) divided by their length, in float32 or better; a row of zeros, having no direction, stays zero."""
-    x = _in_range(full_precision(x))
+    """Rows (..., d) divided by their length, in float32 or better; a row of zeros, having no direction, stays zero.
+
+    A row whose length overflows, above 1.8e19 in float32, becomes NaN: only a training that has diverged has such rows.
+    """
+    x = full_precision(x)
     return x * _inverse_lengths(x)
 
 
 def centred_rows(x: Tensor) -> Tensor:
     """Unit rows minus their mean, over √n, so that the product of two such matrices is a covariance."""
-    x = _in_range(full_precision(x))
+    x = full_precision(x)
     rows = x * (_inverse_lengths(x) / math.sqrt(len(x)))
     return rows.sub_(rows.mean(0))
 
@@ -39,32 +39,16 @@ def pull_back(gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
     The component along each row is dropped. The result stays in float32 or better, whatever the dtype of x. A row of
     zeros gets a gradient of zero instead of an infinite one.
     """
-    full = full_precision(x)
-    rows = _in_range(full)
+    rows = full_precision(x)
     inverse = _inverse_lengths(rows)
     along = torch.linalg.vecdot(gradient, rows).unsqueeze(1) * inverse.square()
-    gradient = gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
-    return gradient if rows is full else gradient.mul_(_factors(full))
-
-
-def _in_range(x: Tensor) -> Tensor:
-    """Rows (..., d), multiplied by a constant power of two where the sum of their squares could overflow."""
-    if looks_at_values(x, None):
-        limit, _ = _LARGE[x.dtype]
-        if not x.numel() or torch.linalg.vector_norm(x.detach(), ord=torch.inf) < limit:
-            return x
-    return x * _factors(x)
-
-
-def _factors(x: Tensor) -> Tensor:
-    """The factors (..., 1) of ``_in_range``, one for most rows."""
-    limit, factor = _LARGE[x.dtype]
-    return torch.where(largest_element(x, (-1,)) < limit, x.new_ones(()), factor)
+    return gradient.addcmul_(rows, along, value=-1).mul_(inverse * scale)
 
 
 def _inverse_lengths(x: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(lengths > _SHORTEST, 1 / lengths.clamp_min(_SHORTEST), 0.0)
+    inverse = torch.where(lengths > _SHORTEST, 1 / lengths.clamp_min(_SHORTEST), 0.0)
+    return torch.where(lengths.isinf(), torch.nan, inverse)
 
 
 def symmetric_product(x: Tensor, y: Tensor) -> Tensor:
