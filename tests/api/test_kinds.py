@@ -166,7 +166,7 @@ def test_a_number_of_channels_leaves_the_mean_to_be_measured(tiles: Path, tmp_pa
     data = read_config(run.folder).data
     assert data.value_range == (0, 10_000)
     np.testing.assert_allclose(data.mean, values(tiles).mean((0, 1, 2)) / 10_000, rtol=1e-5)
-    with pytest.raises(ConfigError, match=r"data\.channels=5, and data\.mean has 3 numbers"):
+    with pytest.raises(ConfigError, match=r"data\.channels=5, but data\.mean has 3 numbers"):
         dataclasses.replace(data, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert json.loads((run.folder / "config.json").read_text())["data"]["pages"] == "first"
 
