@@ -58,6 +58,13 @@ def test_a_terminal_gets_a_bar():
     assert text.rstrip().endswith("done")
 
 
+def test_names_in_brackets_are_text_on_a_bar():
+    file = io.StringIO()
+    with Display(console(file, force_terminal=True)).training(done=0, total=1) as shown:
+        shown.step(1, 256, {"loss": 1.0, "[/bold]": 2.5}, ("[/bold]",))  # a term of a method of one's own
+    assert "[/bold] 2.5" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+
+
 def test_missing_values_are_left_out():
     file = io.StringIO()
     with Display(console(file)).training(done=0, total=1) as shown:

@@ -78,7 +78,7 @@ def chain(
         detect_settings=detect_set,
     )
     if dry_run:
-        options.stdout.print(stages.summary(plan), markup=False)
+        options.stdout.print(stages.summary(plan))
         return
     if transfer or coco:
         stages.check_stages(run, transfer=transfer, coco=annotated, encoder=network, data_root=data_root)

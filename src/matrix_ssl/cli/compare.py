@@ -199,7 +199,7 @@ def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, pl
 def _progress(comparison: "ComparisonRun") -> Iterator[Any]:
     """A bar on a terminal and, everywhere, a line for every job that has ended."""
     columns = (TextColumn("jobs"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
-               TextColumn("{task.fields[text]}"))  # fmt: skip
+               TextColumn("{task.fields[text]}", markup=False))  # fmt: skip
     with Progress(*columns, console=options.stderr, disable=not options.stderr.is_terminal, transient=True) as bar:
         done, total = comparison.count()
         task = bar.add_task("", total=total, completed=done, text="")

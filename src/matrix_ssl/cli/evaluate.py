@@ -68,7 +68,7 @@ def evaluate(
         from matrix_ssl.report.verdict import accuracy_verdict
 
         sentences = [*filter(None, [accuracy_verdict(results.results)]), *results.remarks]
-        options.stdout.print(*map(_terminal, results.tables()), *sentences, sep="\n", markup=False)
+        options.stdout.print(*map(_terminal, results.tables()), *sentences, sep="\n")
     options.show(report=evaluated.report)
 
 
@@ -120,7 +120,7 @@ def embed(
         options.say(f"Skipped {image}: {why}.")
     n, k = len(embedding), embedding.features.shape[-1]
     grid = f" in {embedding.grid[0]} x {embedding.grid[1]} patches" if embedding.grid else ""
-    options.stdout.print(f"{out}: {n} images, {k} features each{grid}.", markup=False)
+    options.stdout.print(f"{out}: {n} images, {k} features each{grid}.")
     del embedding  # it is memory-mapped from the rows
     shutil.rmtree(rows, ignore_errors=True)
 

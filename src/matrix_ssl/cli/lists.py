@@ -17,13 +17,13 @@ def recipes(name: str | None) -> None:
 
     if name is None:
         for recipe, description in list_recipes().items():
-            options.stdout.print(f"{recipe:12s} {description}", markup=False)
+            options.stdout.print(f"{recipe:12s} {description}")
         return
     from matrix_ssl.training import setup
 
     for key, value in config.flatten(config.to_dict(setup.complete(find_recipe(name)))):
         text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        options.stdout.print(f"{key.replace('method.options.', 'method.')}={text}", markup=False)
+        options.stdout.print(f"{key.replace('method.options.', 'method.')}={text}")
 
 
 @click.command()
@@ -34,13 +34,13 @@ def methods(name: str | None) -> None:
         lines = _first_lines()
         width = max(map(len, lines))
         for method, line in lines.items():
-            options.stdout.print(f"{method:{width}s} {line}", markup=False)
+            options.stdout.print(f"{method:{width}s} {line}")
         return
     from matrix_ssl.methods import complete_options, describe_method, find_method
 
-    options.stdout.print(describe_method(name).strip() + "\n", markup=False)
+    options.stdout.print(describe_method(name).strip() + "\n")
     for option, value in complete_options(find_method(name), {}).items():
-        options.stdout.print(f"method.{option}={value}", markup=False)
+        options.stdout.print(f"method.{option}={value}")
 
 
 def _first_lines() -> dict[str, str]:

@@ -155,7 +155,7 @@ def generate(
     if out is None:
         for question, answer in zip(questions, written.texts, strict=True):
             heading = f"> {question.asked}\n" if len(texts) > 1 else ""
-            options.stdout.print(f"{heading}{answer}", markup=False)
+            options.stdout.print(f"{heading}{answer}")
         return
     pairs = zip(questions, written.texts, strict=True)
     lines = (json.dumps({"question": one.asked, "answer": other}, ensure_ascii=False) for one, other in pairs)
@@ -227,7 +227,7 @@ def score(
         mark = " *" if name == scores.extraction and len(scores.accuracies) > 1 else ""
         interval = f"{100 * low:.1f}–{100 * high:.1f}"
         questions = f"{len(scores.answers)} questions"
-        options.stdout.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}", markup=False)
+        options.stdout.print(f"{name:16s} {100 * value:5.1f} %  ({interval}, {questions}){mark}")
     if scores.tokens_per_second is not None:
         options.say(f"{scores.tokens_per_second:.0f} tokens/s.")
     options.show(answers=out, result=summary)

@@ -207,6 +207,6 @@ def _report(text: str, error: Exception) -> None:
     rank = os.environ.get("RANK", "0")
     first = "WORLD_SIZE" not in os.environ or not rank.isdecimal() or int(rank) == 0
     if first or isinstance(error, ProcessError):
-        options.stderr.print(f"error: {text}", markup=False)
+        options.stderr.print(f"error: {text}")
     elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, Interrupted):  # a signal reaches torchrun, too
         time.sleep(_SECONDS_FOR_THE_FIRST)

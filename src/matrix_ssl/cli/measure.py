@@ -45,7 +45,7 @@ def measure(
             on_progress=lambda done, total: status.update(f"{done:,} of {total:,} rows"),
         )  # fmt: skip
     _say_unreadable(result)
-    options.stdout.print(*terminal(result), sep="\n", markup=False)
+    options.stdout.print(*terminal(result), sep="\n")
     if out is not None:
         options.show(results=out / RESULT, page=out / PAGE)
 

@@ -151,7 +151,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """Prints a message to standard error."""
-    stderr.print(text, markup=False)
+    stderr.print(text)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def show(**paths: Path | None) -> None:
     width = max(7, *map(len, paths))  # at least that of "encoder", for all commands
     for name, path in paths.items():
         if path is not None:
-            stdout.print(f"{name:{width}s} {path}", markup=False)
+            stdout.print(f"{name:{width}s} {path}")
 
 
 def repeated(option: str, values: Sequence[str]) -> list[str]:

@@ -62,5 +62,5 @@ def pack(
         own = [file for file in files if file.split == split]
         images, size = sum(file.images for file in own), sum(file.size for file in own) / 2**20
         count = f"{len(own)} file{'s' * (len(own) > 1)}"
-        options.stdout.print(f"{split}: {images:,} images in {count}, {size:,.1f} MiB", markup=False)
-    options.stdout.print(f"next    matrix-ssl pretrain --data {shlex.quote(str(out))}", markup=False)
+        options.stdout.print(f"{split}: {images:,} images in {count}, {size:,.1f} MiB")
+    options.stdout.print(f"next    matrix-ssl pretrain --data {shlex.quote(str(out))}")

@@ -65,5 +65,5 @@ def serve(
     app = create_app(encoder, index=images, settings=settings, hosts=server.LOOPBACK if is_local else ())
     server.run(
         app, bound, seconds=settings.seconds, say=options.say,
-        ready=lambda: options.stdout.print(f"address {server.address(bound)}", markup=False),
+        ready=lambda: options.stdout.print(f"address {server.address(bound)}"),
     )  # fmt: skip

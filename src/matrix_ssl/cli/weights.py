@@ -61,7 +61,7 @@ def import_(
     import_run(opened, run, branch=branch, fresh=fresh, say=options.say)
     data, name = opened.config.data, shlex.quote(str(run))
     shape = "" if data.crop_mode == "centre" else " of both sides, squeezed into a square"
-    options.stdout.print(f"{run}: {opened.text}", markup=False)
+    options.stdout.print(f"{run}: {opened.text}")
     options.say(
         f"Images: {data.image_size} pixels, mean {data.mean}, std {data.std}, central crop {data.crop_fraction:g}"
         f"{shape}.\n"
@@ -93,7 +93,7 @@ def export(where: str, form: Any, out: Path | None, weights: Any, download: bool
             where, out=None if is_run or out is None else scratch / "run", weights=weights, download=download,
             say=_silent if is_run or out else options.say,
         )  # fmt: skip
-        options.stdout.print(write(run, out, form=form, weights=weights), markup=False)
+        options.stdout.print(write(run, out, form=form, weights=weights))
 
 
 def _silent(_: str) -> None:

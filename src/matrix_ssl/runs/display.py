@@ -47,7 +47,7 @@ class Display:
             columns = (
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             )  # fmt: skip
             with Progress(*columns, console=self._console, transient=False, expand=True) as self._bar:
                 self._task = self._bar.add_task("", total=total, completed=done, rate="", text="")
