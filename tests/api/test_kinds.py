@@ -188,5 +188,5 @@ def test_an_array_of_any_channels_is_for_every_function_as_files_of_its_numbers(
     assert run.evaluate((array, labels), protocols=["knn"], quiet=True)
     run.explore(array, out=tmp_path / "page", settings={"clusters": 2, "map": "pca"}, quiet=True)
     assert (tmp_path / "page" / "index.html").is_file()
-    with pytest.raises(DataError, match="The array has 4 channels, and what they are for takes 5"):
+    with pytest.raises(DataError, match="The array has 4-channel images, but 5-channel images are needed"):
         run.embed(array[..., :4], quiet=True)

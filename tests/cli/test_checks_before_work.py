@@ -71,7 +71,7 @@ def test_before_the_first_stage_of_a_chain(folder: Path) -> None:
         (["--transfer", "absent"], "'absent' is not a file or folder here"),
         (["--transfer", "photos"], "'photos' has no labels"),
         (["--transfer", "labelled", "--out", "labelled/r"], "labelled/r is inside the images' folder labelled"),
-        (["--architecture", "fpn", "--processes", "3"], "batch_size=16 does not divide by 3 processes"),
+        (["--architecture", "fpn", "--processes", "3"], "batch_size=16 is not divisible by 3 processes"),
     ):  # fmt: skip
         with pytest.raises(MatrixSSLError, match=message):
             chain.main([*words, *more], standalone_mode=False)

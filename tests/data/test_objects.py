@@ -102,8 +102,8 @@ def test_arrays_of_other_channels_are_read_as_files_of_the_same_numbers(channels
         assert np.array_equal(source.values(2), array[2])
         assert source.digest == as_data(array).train().digest  # type: ignore[union-attr]
     assert torch.equal(source.subset([2]).read(0), source.read(2))
-    for other, words in ((COLOURS, "takes three colours"), (Reading(channels=3), "takes 3")):
-        with pytest.raises(DataError, match=f"The array has {channels} channels, and what they are for {words}"):
+    for other, words in ((COLOURS, r"colours \(three channels\)"), (Reading(channels=3), "3-channel images")):
+        with pytest.raises(DataError, match=f"The array has {channels}-channel images, but {words} are needed"):
             open_source(as_data(array), split="train", data_root=None, reading=other)
 
 

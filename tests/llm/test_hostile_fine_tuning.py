@@ -132,7 +132,7 @@ def test_a_token_is_no_setting_and_is_not_shown(name: str) -> None:
     ("quantization", "words"),
     [
         ([1], r"config.json: quantization_config is \[1\]"),
-        ({"quant_method": "exl2"}, r"quantized \(exl2\), which transformers does not know"),
+        ({"quant_method": "exl2"}, r"quantized \(exl2\), which transformers does not support"),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
             r"quantized \(bitsandbytes\), but its files hold plain",
@@ -141,7 +141,7 @@ def test_a_token_is_no_setting_and_is_not_shown(name: str) -> None:
             {"quant_method": "bitsandbytes", "load_in_8bit": True},
             r"quantized \(bitsandbytes\), but its files hold plain",
         ),
-        ({"quant_method": "gptq", "bits": 4}, r"Its weights are quantized \(gptq\): install what that needs"),
+        ({"quant_method": "gptq", "bits": 4}, r"Its weights are quantized \(gptq\): install the package"),
         ({}, r"quantized \(by no named method\)"),
     ],
 )
@@ -189,7 +189,7 @@ def test_files_and_folders_say_how_they_are_named(tmp_path):
     pytest.importorskip("datasets")
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in llm_toys.questions(3)))
-    for data, words in ((tmp_path, f"name a file in it, or write hf:{tmp_path}"), (f"hf:{file}", f"write {file}.$")):
+    for data, words in ((tmp_path, f"name a file in it, or use hf:{tmp_path}"), (f"hf:{file}", f"write {file}.$")):
         with pytest.raises(DataError, match=words):
             question_files.read_rows(str(data))
 

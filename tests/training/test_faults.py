@@ -57,11 +57,14 @@ MISTAKES = [
     (["pretrain", "--data", "few", "--set", "batch_size=8"], "use --set batch_size=4 or add images."),
     (["pretrain", "--data", "texts"], "no image among 1 files with the extensions .txt (1)"),
     (["pretrain", "--data", "few/000.jpg"], "few/000.jpg is a single image; name a folder of images"),
-    (["pretrain", "--data", "digits"], "'digits' have 1 channels, recipe 'images_small' is for 3"),
-    (["pretrain", "cifar10", "--data", "digits"], "recipe 'cifar10' is for 3 (data.mean has one number per channel)"),
+    (["pretrain", "--data", "digits"], "'digits' has 1-channel images, but recipe 'images_small' is for 3"),
+    (
+        ["pretrain", "cifar10", "--data", "digits"],
+        "recipe 'cifar10' is for 3-channel images (data.mean has one number per channel)",
+    ),
     (["pretrain", "cifar10"], "cifar10: the folder that holds it is unknown; use --data-root"),
     (["pretrain", "cifar10", "--data-root", "absent"], "absent"),
-    (["pretrain", "demo", "--data", "few"], "'few' have 3 channels, recipe 'demo' is for 1"),
+    (["pretrain", "demo", "--data", "few"], "'few' has 3-channel images, but recipe 'demo' is for 1"),
     (["pretrain", "demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
     (["pretrain", "demo", "--device", "gpu"], "Invalid value for '--device': 'gpu' is not one of"),
     (
@@ -360,7 +363,7 @@ def test_unknown_protocols_and_formats(run: Path) -> None:
 def test_images_with_other_channels_cannot_be_embedded(run: Path) -> None:
     make_images(run.parent / "photos", 3)
     message = fail(run.parent, ["embed", "r", "--data", "photos", "--out", "x.npz"])
-    assert message == "the images of 'photos' have 3 channels, the encoder was trained on 1."
+    assert message == "'photos' has 3-channel images, but the encoder was trained on 1-channel images."
     assert not (run.parent / "x.npz").exists()
 
 

@@ -259,7 +259,7 @@ def test_what_does_not_fit_together_is_found_before_training(digits: Source, set
 def test_grey_images_in_a_colour_recipe_are_refused(digits: Source) -> None:
     colour = setup.complete(config.override(find_recipe("cifar10"), ["network.width=8"]))
     with pytest.raises(
-        ConfigError, match=r"'digits' have 1 channels, recipe 'cifar10' is for 3.*choose a different recipe"
+        ConfigError, match=r"'digits' has 1-channel images, but recipe 'cifar10' is for 3.*choose a different recipe"
     ):
         setup.prepare(colour, source=digits, device=CPU, display=QUIET)
 

@@ -261,7 +261,7 @@ def test_files_that_hold_no_fitting_encoder(tmp_path: Path) -> None:
         ("head.safetensors", (), CheckpointError, "has no known encoder: none of its 2 tensors"),
         ("colour.pth", (), CheckpointError, "read as resnet18, matches 1 of 120 tensors"),
         ("colour.pth", ("network.encoder=tiny_resnet",), ConfigError,
-         "The images of 'digits' have 1 channels, the encoder of .*colour.pth takes 3"),
+         "'digits' has 1-channel images, but the encoder of .*colour.pth takes 3-channel images"),
         ("part.pth", ("network.encoder=tiny_resnet",), CheckpointError, "matches 60 of 72 tensors"),
         ("absent.pth", (), CheckpointError, "absent.pth"),
     ):  # fmt: skip

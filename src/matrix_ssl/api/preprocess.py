@@ -46,7 +46,9 @@ class Preprocess:
         """
         source = in_colour(_open(images, self.data.reading), len(self.data.mean))
         if source.channels != len(self.data.mean):
-            raise DataError(f"The images have {source.channels} channels, the encoder takes {len(self.data.mean)}.")
+            raise DataError(
+                f"These are {source.channels}-channel images, but the encoder takes images with {len(self.data.mean)}."
+            )
         batches = []
         for _, pixels, problems in evaluation_batches(source, self.data, device=torch.device("cpu")):
             if problems:

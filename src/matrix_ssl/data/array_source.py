@@ -45,9 +45,9 @@ class ArraySource(EncodedSource):
         """Raises DataError if the array does not have the channels that are to be read."""
         stored = self.stored_channels
         if not reading.channels and stored not in _COLOURS:
-            raise DataError(f"The array has {stored} channels, and what they are for takes three colours.")
+            raise DataError(f"The array has {stored}-channel images, but colours (three channels) are needed.")
         if reading.channels not in (0, -1, stored):
-            raise DataError(f"The array has {stored} channels, and what they are for takes {reading.channels}.")
+            raise DataError(f"The array has {stored}-channel images, but {reading.channels}-channel images are needed.")
         return super().with_reading(reading)
 
     def values(self, index: int) -> NDArray[Any]:

@@ -66,8 +66,8 @@ def extract(
     """
     if source.channels != len(data.mean):
         raise ConfigError(
-            f"the images of {source.name!r} have {source.channels} channels, "
-            f"the encoder was trained on {len(data.mean)}."
+            f"{source.name!r} has {source.channels}-channel images, but the encoder was trained on "
+            f"{len(data.mean)}-channel images."
         )
     for encoder in encoders.values():
         encoder.eval().to(device)

@@ -264,13 +264,13 @@ def _check_frozen(config: RunConfig, steps_per_epoch: int) -> None:
 def _check_channels(source: Source, config: RunConfig) -> None:
     if source.channels != len(config.data.mean) and config.start.reference:
         raise ConfigError(
-            f"The images of {source.name!r} have {source.channels} channels, the encoder of {config.start.reference} "
-            f"takes {len(config.data.mean)}: choose different images or weights."
+            f"{source.name!r} has {source.channels}-channel images, but the encoder of {config.start.reference} takes "
+            f"{len(config.data.mean)}-channel images: choose different images or weights."
         )
     if source.channels != len(config.data.mean):
         raise ConfigError(
-            f"The images of {source.name!r} have {source.channels} channels, recipe {config.recipe!r} is for "
-            f"{len(config.data.mean)} (data.mean has one number per channel): choose a different recipe."
+            f"{source.name!r} has {source.channels}-channel images, but recipe {config.recipe!r} is for "
+            f"{len(config.data.mean)}-channel images (data.mean has one number per channel): choose a different recipe."
         )
 
 

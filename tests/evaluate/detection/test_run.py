@@ -287,7 +287,7 @@ class TestProcesses:
         first = commands[0].wait()
         commands[1].send(signal.SIGTERM)
         commands[1].wait()
-        assert first.code == 2 and "batch_size=3 does not divide by 2 processes" in check_failure(first)
+        assert first.code == 2 and "batch_size=3 is not divisible by 2 processes" in check_failure(first)
 
 
 class TestFaults:

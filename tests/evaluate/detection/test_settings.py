@@ -56,7 +56,7 @@ def test_what_is_misspelt(assignment: str, message: str) -> None:
         (["decay_at=0.9,0.5"], "expected increasing fractions between 0 and 1"),
         (["decay_at=0.5,1"], "expected increasing fractions between 0 and 1"),
         (["iterations=9", "epochs=1"], "iterations=9 and epochs=1: set one of them"),
-        (["batch_size=6"], "batch_size=6 does not divide by 4 processes"),
+        (["batch_size=6"], "batch_size=6 is not divisible by 4 processes"),
     ],
 )
 def test_what_cannot_work(assignments: list[str], message: str) -> None:

@@ -523,7 +523,10 @@ class TestMistakes:
             ((fewer, labelled), "training and test images have different classes: 9"),
             ((single, single), "'digits' has the single class 'zero': a classifier needs two or more"),
             ((no_sevens, labelled), r"1 of the 10 classes of 'digits' have no training image \('7'\)"),
-            ((colour, labelled), "the training images of 'digits' have 3 channels, the encoder was trained on 1"),
+            (
+                (colour, labelled),
+                "'digits' has 3-channel training images, but the encoder was trained on 1-ch",
+            ),
         ):
             with pytest.raises((DataError, ConfigError), match=sentence):
                 evaluate(tmp_path / "e", settings, train=parts[0], test=parts[1])

@@ -96,7 +96,7 @@ class DetectionSettings:
 def check_processes(settings: DetectionSettings, processes: int) -> None:
     """Raises ConfigError unless the batch size is divisible by the number of processes."""
     if settings.batch_size % processes:
-        raise ConfigError(f"batch_size={settings.batch_size} does not divide by {processes} processes.")
+        raise ConfigError(f"batch_size={settings.batch_size} is not divisible by {processes} processes.")
 
 
 # settings that earlier versions did not have, with the values that their runs used

@@ -80,8 +80,8 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
     for part, source in (("training", train), ("test", test)):
         if source.channels != len(data.mean):
             raise ConfigError(
-                f"the {part} images of {source.name!r} have {source.channels} channels, "
-                f"the encoder was trained on {len(data.mean)}."
+                f"{source.name!r} has {source.channels}-channel {part} images, but the encoder was trained on "
+                f"{len(data.mean)}-channel images."
             )
     labels, classes = train.labelled()
     if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:

@@ -298,7 +298,7 @@ def _make_trainer(
             )  # fmt: skip
         try_libraries(trainer)
     except (ValueError, ImportError, TypeError, KeyError) as error:
-        raise ConfigError(f"transformers refuses this training: {one_sentence(error)}") from error
+        raise ConfigError(f"transformers rejects this training: {one_sentence(error)}") from error
     finally:
         arguments.output_dir = output
     trainer.remove_callback(PrinterCallback)
