@@ -113,6 +113,15 @@ class TestCodingRate:
         assert by_log_det.item() / 2 == pytest.approx(expected.item(), rel=1e-3)
         assert coding_rate(1e5 * z, validate=True).item() == pytest.approx(huge.item(), rel=1e-3)
 
+    def test_of_losses_stays_in_float32_where_values_are_not_read(self, monkeypatch):
+        """Where float64 takes many times as long; their rows have length one."""
+        monkeypatch.setattr(validation, "looks_at_values", lambda x, validate: bool(validate))
+        z = rows(20, 30).float()
+        monkeypatch.setattr(torch.Tensor, "double", lambda _: pytest.fail("float64"))
+        assert coding_rate(z, validate=False).isfinite()
+        with pytest.raises(pytest.fail.Exception, match="float64"):
+            coding_rate(z)
+
     def test_of_nothing(self):
         assert coding_rate(torch.zeros(4, 3)).item() == 0
 

@@ -100,11 +100,12 @@ def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: 
 
     The rounding error of a large G can exceed the shift, so that digits are lost, or the sum is not positive definite
     and has no Cholesky factor, on any device. Where values can be read, float32 then falls back to float64, and float64
-    to eigenvalues, which count as zero below the zero level. Elsewhere all is computed in float64, except on MPS, which
-    has none, and the value is NaN only where that has no factor. Errors name ``x``.
+    to eigenvalues, which count as zero below the zero level. Elsewhere all is computed in float64, and the value is NaN
+    only where that has no factor; not so on MPS, which has no float64, and with ``validate=False``, for losses whose
+    rows are short and whose products should not take many times as long. Errors name ``x``.
     """
     look, exact = validation.looks_at_values(rows, validate or None), rows.dtype == torch.float64
-    if not (look or exact or rows.device.type == "mps"):
+    if not (look or exact or validate is False or rows.device.type == "mps"):
         return log_det_of_rows(rows.double(), factor, shift, x, name, validate).to(rows.dtype)
     gram = smaller_product(rows) * factor
     validation.check_representable(gram, x, name, validate)

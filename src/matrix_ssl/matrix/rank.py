@@ -40,7 +40,7 @@ def coding_rate(features: Tensor, *, distortion: float = 0.5, validate: bool | N
 
     It is zero if all features are zero, and grows with every singular value. Rows are neither centred nor scaled;
     usually they have length one. Computed by Cholesky factorisation of the smaller of the n x n and d x d matrices;
-    where values cannot be read, in float64 even for float32, and NaN only if that cannot hold both I and the features.
+    where values cannot be read, in float64 even for float32, unless ``validate`` is False.
 
     Args:
         features: (..., n, d), one row per sample.
