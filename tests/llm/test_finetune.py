@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,12 @@ def test_tokens_without_embedding_and_too_many_positions_are_refused(base, data,
     with pytest.raises(ConfigError, match="512 positions: set max_length=512"):
         command(*short(base, long, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_context_of_a_language_model_inside_a_larger_one():
+    config = transformers.Gemma3Config(text_config={"max_position_embeddings": 77})
+    assert models.context_length(types.SimpleNamespace(config=config)) == 77
+    assert models.context_length(llm_toys.llama()) == 512
 
 
 # settings

@@ -176,6 +176,11 @@ def check_tokens(body: Any, largest: int, name: str) -> None:
         )
 
 
+def context_length(model: "PreTrainedModel") -> int | None:
+    """The number of positions of a language model, also inside a larger model; None if nothing limits it."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def _read_config(model: str) -> Any:
     """The configuration that ``config:`` names."""
     transformers = import_extra("transformers", extra="llm")

@@ -33,6 +33,7 @@ from matrix_ssl.llm.data.templates import (
     each_text,
     prompt,
 )
+from matrix_ssl.llm.models import context_length
 from matrix_ssl.llm.writing import check_prompts, greedy
 from matrix_ssl.runs.files import temporary_folder, write_text
 
@@ -98,10 +99,9 @@ def score_model(
     special = adds_special_tokens(template)
     prompts = tokenizer([doc["prompt"] for doc in docs], add_special_tokens=special)
     check_prompts(model, prompts["input_ids"], max_new_tokens)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     extraction = extraction or default_extraction(template)
     with greedy(model, end):
-        writer = _writer(model, tokenizer, batch_size=batch_size, max_length=positions, special=special)
+        writer = _writer(model, tokenizer, batch_size=batch_size, max_length=context_length(model), special=special)
         score = score_with(writer, docs, stops=STOPS[template], max_new_tokens=max_new_tokens, extraction=extraction)
     written = tokenizer([answer.completion for answer in score.answers], add_special_tokens=False)["input_ids"]
     return dataclasses.replace(score, tokens_per_second=sum(map(len, written)) / writer.seconds)

@@ -11,7 +11,7 @@ import torch
 from matrix_ssl.errors import ConfigError, import_extra
 from matrix_ssl.llm.data.examples import check_end, special_tokens
 from matrix_ssl.llm.data.templates import STOPS, TemplateName, adds_special_tokens
-from matrix_ssl.llm.models import check_tokens
+from matrix_ssl.llm.models import check_tokens, context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,7 +114,7 @@ def check_prompts(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], ma
     """
     check_tokens(model, max(max(ids, default=0) for ids in prompts), model.config.name_or_path or "the model")
     longest = max(map(len, prompts))
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = context_length(model)
     if positions is not None and longest + max_new_tokens > positions:
         raise ConfigError(
             f"The longest prompt ({longest} tokens) and max_new_tokens={max_new_tokens} exceed the model's {positions} "

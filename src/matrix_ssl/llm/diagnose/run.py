@@ -193,8 +193,7 @@ def _open_reference(settings: DiagnoseSettings, model: "PreTrainedModel") -> Any
 
 
 def _window_length(window: int | None, bodies: Sequence["PreTrainedModel"]) -> int:
-    limits = [getattr(_config(body), "max_position_embeddings", None) for body in bodies]
-    limit = min((limit for limit in limits if limit), default=None)
+    limit = min((length for body in bodies if (length := models.context_length(body))), default=None)
     if window is None:
         return min(_WINDOW, limit or _WINDOW)
     if limit and window > limit:

@@ -25,7 +25,15 @@ from matrix_ssl.llm.finetune.arguments import check_batches, one_sentence, try_l
 from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
-from matrix_ssl.llm.models import FROM_CONFIG, add_lora, check_causal, check_tokens, open_model, open_tokenizer
+from matrix_ssl.llm.models import (
+    FROM_CONFIG,
+    add_lora,
+    check_causal,
+    check_tokens,
+    context_length,
+    open_model,
+    open_tokenizer,
+)
 from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import file_digests
@@ -333,7 +341,7 @@ def _save_model(trainer: MatrixTrainer, out: Path) -> None:
 def _check_tokens(examples: Examples, model: "PreTrainedModel", settings: FineTuneSettings) -> None:
     check_tokens(model, int(examples.tokens.max()), settings.model)
     longest = int(examples.starts.diff().max())
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = context_length(model)
     if positions is not None and longest > positions:
         raise ConfigError(
             f"A sequence has {longest} tokens, but {settings.model} has {positions} positions: set "
