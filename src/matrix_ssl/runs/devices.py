@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 def busy_remark(device: torch.device) -> str:
     """A warning if other programs use nearly all of the CPU while this one is about to compute on several threads.
 
-    Threads wait for each other by spinning, so each waits for the one that the system has not scheduled.
+    At each of the thousands of barriers in a step, all threads wait until the system has scheduled the last one.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or (busy := system.busy_share()) < _BUSY:
