@@ -196,6 +196,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names)}." if names else ""
 
 
+def some(names: Iterable[object], *, most: int = 8) -> str:
+    """The first of the names in one line, and how many more there are: ``a, b, c and 3 more``."""
+    listed = [str(name).replace("\n", "\\n") for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
 def check_known(name: str, value: object, known: Iterable[str]) -> None:
     """Raises ConfigError unless the value of the argument ``name`` is one of ``known``."""
     choices = list(known)

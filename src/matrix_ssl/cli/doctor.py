@@ -9,7 +9,7 @@ from rich.text import Text
 
 from matrix_ssl import __version__
 from matrix_ssl.cli import options
-from matrix_ssl.errors import install_command
+from matrix_ssl.errors import install_command, some
 
 EVERY = "every command"
 # the extra that a part of a command needs, by command; "": the whole command
@@ -157,8 +157,7 @@ def _cache_rows(caches: dict[str, dict[str, Any]]) -> list[Row]:
     for name, cache in caches.items():
         size = _size(cache["size"]) if cache["complete"] else f"over {_size(cache['size'])}"
         weights = cache["weights"]
-        more = f" and {len(weights) - _MOST_WEIGHTS} more" if len(weights) > _MOST_WEIGHTS else ""
-        listed = ", ".join(weights[:_MOST_WEIGHTS]) + more
+        listed = some(weights, most=_MOST_WEIGHTS)
         rows.append((name, size if cache["exists"] else "none", _size(cache["free"]), listed or "none", cache["path"]))
     return rows
 

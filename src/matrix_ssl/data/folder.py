@@ -18,7 +18,7 @@ from matrix_ssl.data.images import decode_image, highest_level, read_content
 from matrix_ssl.data.layout import Listing, describe_classes, list_images
 from matrix_ssl.data.opening import ARRAY_EXTENSION, EXTENSIONS
 from matrix_ssl.data.values import pages_of
-from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.errors import DataError, UnreadableImage, some
 
 _SHOWN = 3  # files that a sentence lists
 _PAGED = frozenset([".gif", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".dcm", ".dicom"])
@@ -159,10 +159,9 @@ def _why_unlabelled(folders: Sequence[str], stray: Sequence[str], images: int) -
         return "put each class in a folder of its own"
     if not stray:
         return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own"
-    some = ", ".join(map(repr, stray[:_SHOWN])) + (", ..." if len(stray) > _SHOWN else "")
     return (
-        f"{len(stray)} of {images} images are beside the class folders and not in one of them ({some}): move or remove "
-        f"them"
+        f"{len(stray)} of {images} images are beside the class folders and not in one of them "
+        f"({some(map(repr, stray), most=_SHOWN)}): move or remove them"
     )
 
 

@@ -17,11 +17,10 @@ from matrix_ssl.data.opening import (
     EXTENSIONS,
     HEIF_EXTENSIONS,
 )
-from matrix_ssl.errors import DataError, install_command
+from matrix_ssl.errors import DataError, install_command, some
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev")  # in order of preference
-_SHOWN = 8  # names or extensions that a sentence lists
 
 # folders in which systems keep thumbnails, deleted files and notes of their own
 _SYSTEM_FOLDERS = frozenset([
@@ -77,7 +76,7 @@ class Listing:
             parts.append(f"{total} of {total + len(self.images)} files, by their extensions: {self.extensions()}")
         if self.thumbnails:
             total = sum(self.thumbnails.values())
-            parts.append(f"{total} thumbnails or copies of the system ({_list(sorted(self.thumbnails))})")
+            parts.append(f"{total} thumbnails or copies of the system ({some(sorted(self.thumbnails))})")
         parts += [f"{count} {kind}" for kind, count in sorted(self.special.items()) if count]
         if not parts:
             return ""
@@ -86,9 +85,7 @@ class Listing:
 
     def extensions(self) -> str:
         """The most frequent other extensions with their numbers."""
-        common = self.others.most_common(_SHOWN)
-        more = f" and {len(self.others) - _SHOWN} more" if len(self.others) > _SHOWN else ""
-        return ", ".join(f"{extension} ({count})" for extension, count in common) + more
+        return some(f"{extension} ({count})" for extension, count in self.others.most_common())
 
     def remedies(self) -> list[str]:
         """What the user can do about other files that may be images."""
@@ -169,8 +166,8 @@ def describe_splits(place: str, train: Sequence[str], test: Sequence[str], unuse
     """What is used as which split, in words; empty if everything is the training split."""
     if not (test or unused):
         return ""
-    remark = f"{place}: training images from {_list(train)}" + (f", test images from {_list(test)}" if test else "")
-    return remark + (f"; not used: {_list(unused)}." if unused else ".")
+    remark = f"{place}: training images from {some(train)}" + (f", test images from {some(test)}" if test else "")
+    return remark + (f"; not used: {some(unused)}." if unused else ".")
 
 
 def is_image(file: str) -> bool:
@@ -185,7 +182,7 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
 
 def describe_classes(folder: Path, classes: Sequence[str], *, what: str = " folders") -> str:
     """What became classes, in words."""
-    return f"Classes of {folder}: {len(classes)}{what} ({_list(list(classes))})."
+    return f"Classes of {folder}: {len(classes)}{what} ({some(classes)})."
 
 
 def _is_kept(name: str) -> bool:
@@ -254,7 +251,7 @@ def _refuse_folds(folder: Path, inside: Sequence[Path]) -> None:
     if len(inside) > 1 and all(is_split(path) for path in inside):
         names = sorted(path.name for path in inside)
         raise DataError(
-            f"{folder}: each of its {len(names)} folders ({_list(names)}) has a training and a test split of its own; "
+            f"{folder}: each of its {len(names)} folders ({some(names)}) has a training and a test split of its own; "
             f"name one of them, such as {folder / names[0]}."
         )
 
@@ -264,12 +261,7 @@ def _named_as_splits(folder: Path, inside: dict[str, Path]) -> str:
     if not named or len(inside) < 2:
         return ""
     return (
-        f"Warning: {folder} has no training and test split: beside {_list(named)} there "
+        f"Warning: {folder} has no training and test split: beside {some(named)} there "
         f"{'is no training folder' if not any(name in inside for name in TRAIN_NAMES) else 'are no test folders'} "
         f"({TRAIN_NAMES[0]} and {TEST_NAMES[0]}, for example), so all {len(inside)} folders are used."
     )
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name.replace("\n", "\\n") for name in names[:_SHOWN]) + more  # one line, whatever a name holds

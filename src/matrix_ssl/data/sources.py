@@ -33,13 +33,12 @@ from matrix_ssl.data.named import (
 )
 from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known
+from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known, some
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-_SHOWN = 8  # classes that a sentence lists
 _LOOKED_AT = 256  # images of more than 8 bits that are checked for their highest level
 _FULL_BITS = 16  # of levels
 
@@ -161,10 +160,9 @@ def split_source(source: Source, fraction: float, seed: int) -> tuple[Source, So
         raise DataError(f"{source.name}: {what} has a single image, so none can be held out; add images.")
     learn, judge = source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
     if single and source.classes is not None:
-        names = ", ".join(repr(source.classes[label]) for label in single[:_SHOWN])
-        more = f" and {len(single) - _SHOWN} more" if len(single) > _SHOWN else ""
+        names = some(repr(source.classes[label]) for label in single)
         classes = "1 class has" if len(single) == 1 else f"{len(single)} classes have"
-        judge.remarks += (f"{classes} a single image, which is used for training and not judged: {names}{more}.",)
+        judge.remarks += (f"{classes} a single image, which is used for training and not judged: {names}.",)
     return learn, judge
 
 

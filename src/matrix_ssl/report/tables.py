@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from matrix_ssl.errors import RunFolderError
+from matrix_ssl.errors import RunFolderError, some
 from matrix_ssl.report.formats import ABSENT, duration, markdown, percent, whole
 from matrix_ssl.report.measures import BASELINES, measure_name
 from matrix_ssl.report.records import Number, Text, parse
@@ -19,7 +19,6 @@ _ORDER = ("knn", "linear", "low-shot", "transfer", "linear-sgd", "semi-supervise
 OWN, BY_CLASS, LABELLED = "this encoder", "by class", "labelled images"  # columns of the table of accuracies
 MEAN_OF_CLASSES = "By class: mean of the accuracies of the classes; guessing"
 _PRECISIONS = ("AP", "AP50", "AP75")
-_SHOWN = 8  # classes that a sentence lists
 
 T = TypeVar("T")
 
@@ -142,8 +141,9 @@ class Evaluation:
         lost, absent = self.test.images - self.judged.images, self.results[0].not_judged
         text = f"{lost} of {self.test.images} test images could not be read and were not judged. " if lost else ""
         if absent:
-            names = ", ".join(map(repr, absent[:_SHOWN])) + (", ..." if len(absent) > _SHOWN else "")
-            text += f"{len(absent)} of {self.test.classes} classes have no judged test image: {names}."
+            text += (
+                f"{len(absent)} of {self.test.classes} classes have no judged test image: {some(map(repr, absent))}."
+            )
         return text.strip()
 
     @property

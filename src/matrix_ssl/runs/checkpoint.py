@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from matrix_ssl.config.untrusted import open_file, parse_json, why
-from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean, memory_is_short
+from matrix_ssl.errors import OFFERED, CheckpointError, RunFolderError, did_you_mean, memory_is_short, some
 from matrix_ssl.runs.files import cannot_write, write_atomically
 from matrix_ssl.runs.folder import CHECKPOINTS, ENCODER, STEP, check_owner, identity
 
@@ -221,7 +221,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     if missing or extra or reshaped:
         matched = len(own) - len(missing) - len(reshaped)
         parts = [("missing", missing), ("not in the network", extra), ("of another shape", reshaped)]
-        listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in parts if names)
+        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in parts if names)
         hint = did_you_mean(missing[0], extra) if len(missing) == len(extra) == 1 else ""
         raise CheckpointError(f"{source} matches {matched} of {len(own)} tensors of the network; {listed}.{hint}")
     module.load_state_dict(dict(tensors))
@@ -235,10 +235,6 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
         found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return found.hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
 
 
 def _name(step: int) -> str:

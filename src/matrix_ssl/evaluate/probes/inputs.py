@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from matrix_ssl.data.base import Source
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import DataError, some
 
 ROWS = 8192  # rows converted at a time, so that temporary copies stay small compared with the features
 
@@ -57,6 +57,6 @@ def check_datasets(train: Source, test: Source) -> None:
     others = test.classes
     if classes != others:
         different = sorted(set(classes) ^ set(others)) or ["the same names in a different order"]
-        raise DataError(f"training and test images have different classes: {', '.join(different[:8])}.")
+        raise DataError(f"training and test images have different classes: {some(different)}.")
     if len(classes) < 2:
         raise DataError(f"{train.name!r} has the single class {classes[0]!r}: a classifier needs two or more.")

@@ -15,7 +15,7 @@ from matrix_ssl.config.validation import settings
 from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, some
 from matrix_ssl.evaluate.probes.inputs import check_datasets
 
 CROP_AND_FLIP = ViewConfig(crop_scale=(0.08, 1.0), flip=0.5)  # the supervised augmentation of ImageNet
@@ -85,10 +85,9 @@ def check_splits(train: Source, test: Source, data: DataConfig) -> None:
             )
     labels, classes = train.labelled()
     if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:
-        names = ", ".join(map(repr, absent[:8]))
         raise DataError(
-            f"{len(absent)} of the {len(classes)} classes of {train.name!r} have no training image ({names}): "
-            "label at least one of each."
+            f"{len(absent)} of the {len(classes)} classes of {train.name!r} have no training image "
+            f"({some(map(repr, absent))}): label at least one of each."
         )
 
 

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from matrix_ssl.config.untrusted import read_file, text_lines, why
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.errors import ConfigError, DataError
+from matrix_ssl.errors import ConfigError, DataError, some
 from matrix_ssl.runs.files import write_text
 
 _STREAM = 0x5AB5E7  # random stream that keeps these draws independent of other random numbers
-_SHOWN = 5  # names that a message lists
 
 
 def stratified(source: Source, fraction: float, *, seed: int = 0) -> NDArray[np.int64]:
@@ -84,7 +83,7 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
         DataError: a name matches no image or several, or occurs twice.
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{where}: {len(twice)} names occur twice ({_first(twice)}): list every image once.")
+        raise DataError(f"{where}: {len(twice)} names occur twice ({some(map(repr, twice))}): list every image once.")
     by_end = _by_last_part(wheres)
     indices: list[int] = []
     absent, several = [], []
@@ -95,18 +94,19 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
         several += [name] * (len(matches) > 1)
     if absent:
         raise DataError(
-            f"{where}: {len(absent)} of its {len(names)} names match no image of {dataset!r} ({_first(absent)}): "
-            "is it the list of another dataset?"
+            f"{where}: {len(absent)} of its {len(names)} names match no image of {dataset!r} "
+            f"({some(map(repr, absent))}): is it the list of another dataset?"
         )
     if several:
         raise DataError(
-            f"{where}: {len(several)} names match several images ({_first(several)}): "
+            f"{where}: {len(several)} names match several images ({some(map(repr, several))}): "
             "write more of their paths, as in cat/1.jpg."
         )
     chosen = np.array(indices, dtype=np.int64)
     if again := [wheres[int(i)] for i in np.flatnonzero(np.bincount(chosen) > 1)]:
         raise DataError(
-            f"{where}: {len(again)} images are named twice in different words ({_first(again)}): list every image once."
+            f"{where}: {len(again)} images are named twice in different words "
+            f"({some(map(repr, again))}): list every image once."
         )
     return chosen
 
@@ -131,7 +131,7 @@ def store(path: Path, source: Source, indices: Sequence[int] | NDArray[np.int64]
 def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) -> None:
     if absent := [classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]:
         raise DataError(
-            f"{where}: {len(absent)} of the {len(classes)} classes have no image ({_first(absent)}): "
+            f"{where}: {len(absent)} of the {len(classes)} classes have no image ({some(map(repr, absent))}): "
             "add at least one of each."
         )
 
@@ -186,8 +186,3 @@ def _read_name(line: str) -> str:
             assert isinstance(name, str)  # JSON that begins with a quotation mark is always a string
             return name
     return line.removeprefix("./")
-
-
-def _first(names: list[str]) -> str:
-    more = f", ... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
