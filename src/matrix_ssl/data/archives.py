@@ -8,9 +8,10 @@ nothing is written anywhere. Of several files with the same name the last one co
 
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,27 +144,19 @@ def _list(path: Path) -> Archive:
     spans, classes, listing = dict[str, tuple[int, int]](), dict[str, str](), Listing()
     try:
         with open_file(path) as file:
-            whole = os.fstat(file.fileno()).st_size
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    archive.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
-                    if not sort_member(member.name, listing) or member.isdir():
-                        continue
-                    if not member.isreg() or member.issparse():
-                        listing.special["links, devices or pipes"] += 1
-                        continue
-                    if member.offset_data + member.size > whole:
-                        raise tarfile.ReadError("it is cut off")
-                    if is_image(member.name):
-                        listing.special["earlier files of the same name"] += member.name in spans
-                        spans[member.name] = member.offset_data, member.size
-                    elif member.name.endswith(_CLASS) and member.size <= _LONGEST_CLASS:
-                        content = os.pread(file.fileno(), member.size, member.offset_data)
-                        classes[_sample(member.name)] = content.decode().strip()
-                    else:
-                        listing.leave_out(member.name)
-                if os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("its end is missing")  # which tarfile silently ignores
+            for member in _members(file):
+                if not sort_member(member.name, listing) or member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    listing.special["links, devices or pipes"] += 1
+                elif is_image(member.name):
+                    listing.special["earlier files of the same name"] += member.name in spans
+                    spans[member.name] = member.offset_data, member.size
+                elif member.name.endswith(_CLASS) and member.size <= _LONGEST_CLASS:
+                    content = os.pread(file.fileno(), member.size, member.offset_data)
+                    classes[_sample(member.name)] = content.decode().strip()
+                else:
+                    listing.leave_out(member.name)
     except PermissionError:
         raise DataError(f"{path}: no permission to read the file; allow it.") from None
     except (OSError, ValueError, tarfile.TarError) as error:
@@ -176,6 +169,19 @@ def _list(path: Path) -> Archive:
     listing.images = names
     places = np.array(list(spans.values()), dtype=np.int64)
     return Archive(path, names, places, labels, bool(classes), listing.remark(path))
+
+
+def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, one in memory at a time; ReadError if it is cut off, which tarfile may ignore."""
+    whole = os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
+            if member.isreg() and not member.issparse() and member.offset_data + member.size > whole:
+                raise tarfile.ReadError("it is cut off")
+            yield member
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("its end is missing")
 
 
 def _sample(name: str) -> str:
