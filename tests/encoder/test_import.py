@@ -92,6 +92,15 @@ class TestPublishedFormats:
         images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
         assert torch.equal(opened.encoder(images), published.with_head(student, nn.Identity()).eval()(images))
 
+    def test_images_are_prepared_as_asked(self, student, tmp_path) -> None:
+        torch.save(published.simsiam(student), tmp_path / "x.pth.tar")
+        data = open_checkpoint(tmp_path / "x.pth.tar", crop_fraction=1.0, crop_mode="squash").config.data
+        assert (data.crop_fraction, data.crop_mode) == (1.0, "squash")
+        data = open_checkpoint(tmp_path / "x.pth.tar").config.data
+        assert (data.crop_fraction, data.crop_mode) == (0.875, "centre")
+        with pytest.raises(ConfigError, match="crop_mode"):
+            open_checkpoint(tmp_path / "x.pth.tar", crop_mode="border")
+
     def test_what_is_left_aside_is_named(self, student, tmp_path) -> None:
         torch.save(published.moco_v2(student), tmp_path / "x.pth.tar")
         assert open_checkpoint(tmp_path / "x.pth.tar").text == (

@@ -2,11 +2,12 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.config.reading import CropMode
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs.files import temporary_folder
 
@@ -30,10 +31,12 @@ _FORMATS = ("safetensors", "torchvision", "timm", "huggingface", "detectron2", "
               "[default: ImageNet's]")  # fmt: skip
 @click.option("--crop-fraction", type=float, metavar="FRACTION", help="Side of the central crop, as a fraction of the "
               "image.  [default: 0.875]")  # fmt: skip
+@click.option("--crop-mode", type=click.Choice(get_args(CropMode)), help="Crop: a square of the shorter side, or "
+              "one of both sides, squeezed into a square.  [default: centre]")  # fmt: skip
 @options.download_weights
 def import_(
     where: str, out: Path | None, fresh: bool, architecture: str | None, branch: Any, image_size: int | None,
-    mean: str | None, std: str | None, crop_fraction: float | None, download: bool,
+    mean: str | None, std: str | None, crop_fraction: float | None, crop_mode: Any, download: bool,
 ) -> None:  # fmt: skip
     """Import the encoder WHERE as a run folder.
 
@@ -51,11 +54,14 @@ def import_(
         opened = open_checkpoint(
             place.path,
             architecture=architecture, branch=branch, image_size=image_size,
-            mean=_numbers("--mean", mean), std=_numbers("--std", std), crop_fraction=crop_fraction,
+            mean=_numbers("--mean", mean), std=_numbers("--std", std),
+            crop_fraction=crop_fraction, crop_mode=crop_mode,
         )  # fmt: skip
     else:
-        if (mean, std, crop_fraction) != (None, None, None):
-            raise ConfigError(f"--mean, --std and --crop-fraction are for checkpoint files: remove them for {where}.")
+        if any(option is not None for option in (mean, std, crop_fraction, crop_mode)):
+            raise ConfigError(
+                f"--mean, --std, --crop-fraction and --crop-mode are for checkpoint files: remove them for {where}."
+            )
         opened = open_encoder(where, architecture=architecture, image_size=image_size, download=download)
     run = out or default_run(place, branch=branch)
     import_run(opened, run, branch=branch, fresh=fresh, say=options.say)

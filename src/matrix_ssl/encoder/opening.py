@@ -12,7 +12,7 @@ from torch import nn
 from matrix_ssl import config as configuration
 from matrix_ssl import encoder as encoders
 from matrix_ssl.config import DataConfig, NetworkConfig, RunConfig
-from matrix_ssl.config.reading import READING
+from matrix_ssl.config.reading import READING, CropMode
 from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.sources import did_you_mean_path
 from matrix_ssl.encoder import Weights, architectures
@@ -104,12 +104,13 @@ def open_checkpoint(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop_fraction: float | None = None,
+    crop_mode: CropMode | None = None,
 ) -> Opened:
     """The encoder of a checkpoint file.
 
     Options that are None come from the file, if this package exported it. Otherwise they are ImageNet's normalisation,
     or that of the program that wrote the file if its layout shows it; 224 pixels, or the size of a vision transformer;
-    and a central crop of 0.875.
+    and a central square of 0.875 of the shorter side.
 
     Args:
         path: a safetensors or PyTorch file; ``reading`` and ``matching`` describe its content.
@@ -118,6 +119,7 @@ def open_checkpoint(
         image_size: side of the images, in pixels.
         mean, std: of pixels in [0, 1], one number per channel.
         crop_fraction: central fraction of the side that evaluation keeps, in (0, 1].
+        crop_mode: ``"centre"``: of the shorter side, as a square; ``"squash"``: of both, squeezed into a square.
 
     Raises:
         CheckpointError: the file cannot be read, or its encoder does not match completely.
@@ -125,7 +127,8 @@ def open_checkpoint(
     """
     check_known("branch", branch, get_args(Weights))
     contents = read_tensors(path)
-    data = _data(contents.metadata, mean, std, crop_fraction)
+    prepared = {"mean": mean, "std": std, "crop_fraction": crop_fraction, "crop_mode": crop_mode}
+    data = _data(contents.metadata, {name: value for name, value in prepared.items() if value is not None})
     channels = len(data.mean)
     match = find_encoder(
         contents, str(path), architecture=architecture, branch=branch, image_size=image_size, channels=channels
@@ -136,14 +139,11 @@ def open_checkpoint(
     return _opened(match, data, Where("path", str(path)), match.counts.text, contents.sha256)
 
 
-def _data(
-    metadata: Mapping[str, str], mean: Sequence[float] | None, std: Sequence[float] | None, crop_fraction: float | None
-) -> DataConfig:
-    options = {"mean": mean, "std": std, "crop_fraction": crop_fraction}
-    names = (*options, *READING, "crop_mode")
+def _data(metadata: Mapping[str, str], given: Mapping[str, Any]) -> DataConfig:
+    """How images are prepared: as given, or else as the file states."""
+    names = ("mean", "std", "crop_fraction", "crop_mode", *READING)
     values = {name: architectures.saved(metadata, name, Any, None) for name in names if name in metadata}
-    values |= {name: value for name, value in options.items() if value is not None}
-    return configuration.from_dict({"data": values}).data
+    return configuration.from_dict({"data": values | dict(given)}).data
 
 
 def _open_run(place: Where, architecture: str | None, image_size: int | None, weights: Weights) -> Opened:
