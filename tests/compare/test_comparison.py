@@ -207,6 +207,21 @@ def test_the_same_command_again_runs_nothing(done: Path) -> None:
     assert ended.out == (done / "out").read_text() and results(done) == results_before
 
 
+def test_settings_that_an_earlier_version_lacked_have_their_defaults(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "c", tmp_path / "c")
+    plan, jobs = tmp_path / "c" / "plan.json", list((tmp_path / "c").rglob("job.json"))
+    for path, key in [(plan, "base"), *((job, "config") for job in jobs)]:
+        values = read_json(path)
+        del values[key]["data"]["crop_mode"], values[key]["keep_checkpoints"]
+        write_json(path, values)
+    before, rows = moments(tmp_path), results(tmp_path)["rows"]
+    ended = compare(tmp_path, BOTH, before="import matrix_ssl.compare.schedule as s; s._start = None\n")
+    assert ended.err == "2 methods, 11 jobs (11 done), 2 at a time on cpu: c\n"
+    assert moments(tmp_path) == before and results(tmp_path)["rows"] == rows and len(jobs) > 8
+    longer = words("--seeds", "1", "--budget", "1", "--trials-from", "c", out="d", settings=())
+    assert compare(tmp_path, longer).err.startswith("4 trials are those of c.\n")
+
+
 def test_a_public_encoder_gets_a_row_without_training(done: Path, tmp_path: Path) -> None:
     """One of the runs stands for it: it must have the accuracy that this run has."""
     shutil.copytree(done / "c", tmp_path / "c")

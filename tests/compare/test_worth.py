@@ -334,6 +334,16 @@ def test_a_folder_belongs_to_its_plan(done: Path) -> None:
     assert "(tuning.steps: 2 -> 3)" in fail(done.parent, worth("--tune-set", "steps=3"))
 
 
+def test_settings_that_an_earlier_version_lacked_have_their_defaults(done: Path, public: Path) -> None:
+    shutil.copytree(done, public / "old")
+    plan = read_json(public / "old" / "plan.json")
+    del plan["base"]["data"]["crop_mode"], plan["adapted"]["data"]["crop_mode"]
+    write_json(public / "old" / "plan.json", plan)
+    before = read_json(done / "worth.json")
+    succeed(public, worth("--out", "old"))
+    assert read_json(public / "old" / "worth.json") | {"command": before["command"]} == before
+
+
 def test_images_without_labels_or_weights_are_refused_before_anything_is_written(public: Path) -> None:
     make_images(public / "plain", 4)
     message = fail(public, worth("--out", "x", data="plain"))

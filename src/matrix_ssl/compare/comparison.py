@@ -25,6 +25,7 @@ from matrix_ssl.runs.terminal import redact_values
 from matrix_ssl.training import setup
 
 PLAN = "plan.json"
+_PLAN: Any = {"first": PLAN, "configurations": ["base"]}  # how it is claimed
 MAY_CHANGE = [f"base.{key}" for key in configuration.MAY_CHANGE]  # keys of a plan that may change during a comparison
 
 
@@ -82,12 +83,12 @@ class ComparisonRun:
     def check(self) -> None:
         """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
         check_folder(self.out, first=PLAN)
-        check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], first=PLAN)
+        check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], **_PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, belong to this plan; raises the errors of ``check``."""
         grown = self._grown()
-        claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *grown], first=PLAN)
+        claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *grown], **_PLAN)
         if grown:
             write_json(self.out / PLAN, redact_values(self.plan.describe()))
 

@@ -43,7 +43,8 @@ def check_fits(comparison: ComparisonRun, earlier: Path, *, fresh: bool = False)
     """
     if not fresh and all(len(comparison.tried(method)) == comparison.trials for method in comparison.plan.methods):
         return
-    before, images = read_object(earlier / PLAN), read_object(earlier / RESULTS, "data")["data"]
+    before, images = read_object(earlier / PLAN, "base"), read_object(earlier / RESULTS, "data")["data"]
+    before["base"] = configuration.completed(before["base"])
     different = configuration.changes(before, comparison.plan.describe(), but=[*MAY_CHANGE, *_OF_RUNS])
     different += configuration.changes(images, comparison.data, but=["name"])
     if different:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         RunConfig,
         StartConfig,
         ViewConfig,
+        completed,
         current_names,
         differences,
         from_dict,
@@ -46,8 +47,8 @@ __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAY_CHANGE", "Assignment", "DataConfig", "Fraction", "Ge", "Gt", "Le",
     "Locations", "MethodConfig", "NetworkConfig", "NonNegativeFloat", "NonNegativeInt", "OpenFraction",
     "OptimizerConfig", "PositiveFloat", "PositiveInt", "Precision", "RunConfig", "Seed", "StartConfig", "ViewConfig",
-    "asymmetric_views", "build", "changes", "check_agreement", "check_type", "current_names", "differences",
-    "flatten", "from_dict", "identifying", "override", "split_assignment", "symmetric_view", "to_dict",
+    "asymmetric_views", "build", "changes", "check_agreement", "check_type", "completed", "current_names",
+    "differences", "flatten", "from_dict", "identifying", "override", "split_assignment", "symmetric_view", "to_dict",
 ]  # fmt: skip
 
 __getattr__ = load_on_use(

@@ -219,16 +219,29 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` for every difference that would make it a different run."""
-    recipe = RENAMED_RECIPES.get(old.recipe, old.recipe)
-    return changes(to_dict(dataclasses.replace(old, recipe=recipe)), to_dict(new), but=MAY_CHANGE)
+    return changes(to_dict(_with_current_recipe(old)), to_dict(new), but=MAY_CHANGE)
+
+
+def completed(values: Any) -> Any:
+    """A stored configuration as it would be stored today: settings that an earlier version lacked have their defaults.
+
+    Values that are no configuration are returned as they are.
+    """
+    try:
+        return to_dict(_with_current_recipe(from_dict(values)))
+    except ConfigError:
+        return values
+
+
+def _with_current_recipe(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, recipe=RENAMED_RECIPES.get(config.recipe, config.recipe))
 
 
 def identifying(config: RunConfig) -> dict[str, Any]:
     """The settings that identify a run: those that are not at their defaults, by dotted key."""
-    config = dataclasses.replace(config, recipe=RENAMED_RECIPES.get(config.recipe, config.recipe))
     defaults = _defaults()
     return {
-        key: value for key, value in _plain(config).items()
+        key: value for key, value in _plain(_with_current_recipe(config)).items()
         if key not in MAY_CHANGE and (key not in defaults or defaults[key] != value)
     }  # fmt: skip
 

@@ -214,23 +214,27 @@ def held(folder: Path, *, fresh: bool, say: Callable[[str], None], first: str = 
 
 
 def claim(
-    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
-) -> None:
+    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG,
+    configurations: Collection[str] = (),
+) -> None:  # fmt: skip
     """Writes the file ``first``, which says what a locked folder is for, or checks that an existing one agrees.
 
     Args:
         description: the configuration of a run, or nested plain values; values under ``places`` may differ.
         may_change: dotted keys of further values that may differ.
+        configurations: keys of nested values that are configurations of runs; settings that an earlier version lacked
+            there have their defaults.
     """
-    check_claim(folder, description, may_change=may_change, first=first)
+    check_claim(folder, description, may_change=may_change, first=first, configurations=configurations)
     if not (folder / first).exists():
         values = configuration.to_dict(description) if isinstance(description, RunConfig) else description
         write_json(folder / first, redact_values(values))
 
 
 def check_claim(
-    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG
-) -> None:
+    folder: Path, description: RunConfig | Mapping[str, Any], *, may_change: Collection[str] = (), first: str = CONFIG,
+    configurations: Collection[str] = (),
+) -> None:  # fmt: skip
     """Raises RunFolderError if a folder is for something else, as ``claim`` does, but writes nothing."""
     if not (folder / first).exists():
         return
@@ -244,6 +248,7 @@ def check_claim(
         before, now = read_json(folder / first), json.loads(json.dumps(redact_values(description)))
         if not isinstance(before, dict):
             raise RunFolderError(f"{folder / first} does not describe a run: choose another folder.")
+        before |= {key: configuration.completed(before[key]) for key in configurations if key in before}
         values = ({key: value for key, value in each.items() if key != "places"} for each in (before, now))
         different = configuration.changes(*values, but=may_change)
     if different:

@@ -40,7 +40,9 @@ from matrix_ssl.runs.folder import check_claim, check_folder, claim
 from matrix_ssl.training.start import start_from
 
 PLAN = "plan.json"
-_MAY_CHANGE = [f"{run}.{key}" for run in ("base", "adapted") for key in configuration.MAY_CHANGE]
+_RUNS = ("base", "adapted")
+_MAY_CHANGE = [f"{run}.{key}" for run in _RUNS for key in configuration.MAY_CHANGE]
+_PLAN: Any = {"first": PLAN, "configurations": _RUNS, "may_change": _MAY_CHANGE}  # how it is claimed
 Say = Callable[[str], None]
 
 
@@ -80,7 +82,7 @@ def _settings(config: RunConfig) -> set[str]:
 def check(plan: Plan, out: Path) -> None:
     """Raises RunFolderError for a folder that holds a different plan or something else; changes nothing."""
     check_folder(out, first=PLAN)
-    check_claim(out, dataclasses.asdict(plan), may_change=_MAY_CHANGE, first=PLAN)
+    check_claim(out, dataclasses.asdict(plan), **_PLAN)
 
 
 class WorthRun:
@@ -113,7 +115,7 @@ class WorthRun:
         Raises:
             RunFolderError: it belongs to a different plan, or has results on other images.
         """
-        claim(self.out, dataclasses.asdict(self.plan), may_change=_MAY_CHANGE, first=PLAN)
+        claim(self.out, dataclasses.asdict(self.plan), **_PLAN)
         if not (self.out / RESULTS).exists():
             return
         before = read_object(self.out / RESULTS, "data")["data"]
