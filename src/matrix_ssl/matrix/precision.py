@@ -30,15 +30,15 @@ def in_full_precision(loss: Loss) -> Loss:
 
     @functools.wraps(loss)
     def wrapped(*outputs: Any, **settings: Any) -> Tensor:
-        first = next(x for x in (*outputs, *settings.values()) if isinstance(x, Tensor))
-        with without_autocast(first):
+        first = next((x for x in (*outputs, *settings.values()) if isinstance(x, Tensor)), None)
+        with nullcontext() if first is None else without_autocast(first):  # without one, the loss's checks raise
             return loss(*map(_convert, outputs), **{name: _convert(value) for name, value in settings.items()})
 
     return cast(Loss, wrapped)
 
 
 def _convert(value: Any) -> Any:
-    return full_precision(value) if isinstance(value, Tensor) else value
+    return full_precision(value) if isinstance(value, Tensor) and not value.is_complex() else value
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
