@@ -65,7 +65,7 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
             setup_context(ctx, inputs, output)
             ctx.save_for_backward(*output[values:], *inputs[:tensors])  # a second derivative by the inputs is an error
 
-        under_func = type(
+        under_func: Any = type(
             "UnderFunc",  # the same for torch.func, whose transforms do not support these operators
             (torch.autograd.Function,),
             {
