@@ -346,3 +346,35 @@ def test_what_does_not_depend_on_the_scale_of_a_kernel_is_the_same_at_every_one(
     metric = metrics.ParticipationRatio(3)
     metric.update(1e150 * rows(9, 3))
     assert metric.compute().item() == pytest.approx(matrix.participation_ratio(rows(9, 3)).item(), rel=1e-6)
+
+
+LEARNT = {
+    "von_neumann_entropy": ("ridge", lambda t: matrix.von_neumann_entropy(GOOD, ridge=t)),
+    "log_det": ("ridge", lambda t: matrix.log_det(GOOD, ridge=t)),
+    "of_features.matrix_entropy": ("ridge", lambda t: of_features.matrix_entropy(GOOD, ridge=t)),
+    "of_features.log_det": ("ridge", lambda t: of_features.log_det(GOOD, ridge=t)),
+    "matrix_cross_entropy": ("ridge", lambda t: matrix.matrix_cross_entropy(GOOD, GOOD, ridge=t)),
+    "matrix_kl": ("ridge", lambda t: matrix.matrix_kl(GOOD, GOOD, ridge=t)),
+    "matrix_log": ("ridge", lambda t: matrix.matrix_log(GOOD, ridge=t)),
+    "log1p_ratio": ("scale", lambda t: matrix.log1p_ratio(GOOD, t)),
+    "of_features.matrix_cross_entropy": ("ridge", lambda t: of_features.matrix_cross_entropy(GOOD, GOOD, ridge=t)),
+    "of_features.matrix_kl": ("ridge", lambda t: of_features.matrix_kl(GOOD, GOOD, ridge=t)),
+    "gram_kl": ("ridge", lambda t: of_features.gram_kl(GOOD, GOOD, ridge=t)),
+    "gram_kl_matrix": ("ridge", lambda t: of_features.gram_kl_matrix([GOOD], ridge=t)),
+    "renyi_entropy": ("alpha", lambda t: matrix.renyi_entropy(GOOD, alpha=t)),
+    "tsallis_entropy": ("alpha", lambda t: of_features.tsallis_entropy(GOOD, alpha=t)),
+    "vendi_score": ("order", lambda t: of_features.vendi_score(GOOD, order=t)),
+    "schatten_divergence": ("order", lambda t: matrix.schatten_divergence(GOOD, GOOD, order=t)),
+    "holevo_information": (
+        "weights", lambda t: matrix.holevo_information(GOOD, GOOD, weights=torch.stack([t, 1 - t / 2]))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_number_that_would_get_no_gradient_or_a_wrong_one_cannot_be_learnt(name):
+    argument, function = LEARNT[name]
+    learnt = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"^{argument} has no gradient here .* pass {argument}\.detach\(\)"):
+        function(learnt)
+    function(learnt.detach())

@@ -7,6 +7,7 @@ from matrix_ssl import losses, matrix
 from matrix_ssl.errors import NotFiniteError
 from matrix_ssl.llm import matrix_cross_entropy_loss
 from matrix_ssl.matrix import of_features
+from matrix_ssl.methods.kernel_infonce import kernel_infonce_loss
 
 
 def definite(n: int = 1) -> torch.Tensor:
@@ -63,6 +64,54 @@ def test_losses():
         torch.func.vmap(lambda z: losses.mec_loss(z, *views[1:]))(views[:1])
     with pytest.raises(NotImplementedError, match=r"vmap.* reduction='none'"):
         torch.func.vmap(lambda h: matrix_cross_entropy_loss(h, head, labels))(hidden)
+
+
+VIEWS = torch.randn(4, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+LOSSES = {
+    "matrix_ssl": lambda z: losses.matrix_ssl_loss(z, *VIEWS[1:], ridge=1.0),
+    "from covariances": lambda z: losses.matrix_ssl_covariance_terms(*(z.T @ z / 50 for _ in range(3))).loss,
+    "mec": lambda z: losses.mec_loss(z, *VIEWS[1:]),
+    "moment": lambda z: losses.mec_moment_loss(z.T @ z, samples=6),
+    "matrix_entropy": lambda z: losses.matrix_entropy_loss(z, VIEWS[1]),
+    "view": losses.view_entropy,
+    "covariance": lambda z: losses.covariance_entropy(z.T @ z),
+    "kernel_infonce": lambda z: kernel_infonce_loss(z, VIEWS[1]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_second_derivative_of_a_loss_is_an_error_and_not_zero(name):
+    loss, x, tangent = LOSSES[name], VIEWS[0], VIEWS[1]
+    slope = torch.func.grad(loss)
+    for twice in (
+        lambda: torch.func.grad(lambda z: slope(z).square().sum())(x),
+        lambda: torch.func.vjp(slope, x)[1](tangent),
+        lambda: torch.func.jacrev(slope)(x),
+    ):
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            twice()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_vjp_of_a_loss_is_its_gradient(name):
+    value, pull = torch.func.vjp(LOSSES[name], VIEWS[0])
+    torch.testing.assert_close(value, LOSSES[name](VIEWS[0]))
+    torch.testing.assert_close(pull(torch.ones_like(value))[0], torch.func.grad(LOSSES[name])(VIEWS[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of PyTorch about itself
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_refuses_forward_mode_instead_of_dropping_the_tangent(name):
+    loss, x, tangent = LOSSES[name], VIEWS[0], VIEWS[1]
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        loss(torch.autograd.forward_ad.make_dual(x, tangent))
+    for forward in (
+        lambda: torch.func.jvp(loss, (x,), (tangent,)),
+        lambda: torch.func.jacfwd(loss)(x),
+        lambda: torch.func.hessian(loss)(x),
+    ):
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            forward()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e20])

@@ -26,7 +26,7 @@ from torch import Tensor
 from matrix_ssl.losses.logarithm import resolvents
 from matrix_ssl.losses.logarithm.resolvents import zero_level
 from matrix_ssl.losses.rows import symmetric_product
-from matrix_ssl.matrix.validation import check_positive
+from matrix_ssl.matrix.validation import check_constant, check_positive
 
 Algorithm = Literal["powers", "resolvents", "eigh"]
 
@@ -113,4 +113,5 @@ def _by_eigenvalues(rho: Tensor, order: float) -> tuple[Tensor, Tensor]:
 
 def check_order(order: float) -> None:
     """Raises ValueError unless the order is a finite number above zero."""
+    check_constant(order=order)
     check_positive(order=order)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.transforms import Parts
 from matrix_ssl.matrix.validation import is_mapped
 
 
@@ -54,28 +55,41 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
         @differentiable_once
         def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-            saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            saved = zip(ctx.saved_tensors[:tensors], ctx.dtypes, strict=True)
             gradients = ((g * scale.to(g.dtype)).to(dtype) if g.ndim else None for g, dtype in saved)
             return *gradients, *[None] * ctx.settings
 
         operator.register_autograd(backward, setup_context=setup_context)
 
-        class UnderFunc(torch.autograd.Function):
-            """The same for ``torch.func``, whose transforms do not support these operators."""
+        def setup_under_func(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            setup_context(ctx, inputs, output)
+            ctx.save_for_backward(*output[values:], *inputs[:tensors])  # a second derivative by the inputs is an error
 
-        for name, method in (("forward", in_own_precision), ("setup_context", setup_context), ("backward", backward)):
-            setattr(UnderFunc, name, staticmethod(method))
+        under_func: Any = type(
+            "UnderFunc",  # the same for torch.func, whose transforms do not support these operators
+            (torch.autograd.Function,),
+            {
+                "forward": staticmethod(in_own_precision),
+                "setup_context": staticmethod(setup_under_func),
+                "backward": staticmethod(backward),
+                "jvp": staticmethod(Parts.jvp),
+                "generate_vmap_rule": True,  # jacfwd maps over tangents, which jvp refuses
+            },
+        )
 
         def call(*arguments: Any) -> tuple[Tensor, ...]:
             inputs = arguments[:tensors]
             needed = [torch.is_grad_enabled() and x.requires_grad for x in inputs]
-            if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, inputs)):
-                if any(is_mapped(x) for x in inputs):
+            if torch.compiler.is_compiling():
+                return operator(*arguments, needed)[:values]
+            if any(map(torch._C._functorch.is_functorch_wrapped_tensor, inputs)):
+                if any(map(is_mapped, inputs)):
                     raise NotImplementedError(
-                        f"{function.__name__.strip('_')} does not work under torch.func.vmap: call it for one batch at "
-                        f"a time."
+                        "This loss does not work under torch.func.vmap: call it for one batch at a time."
                     )
-                return UnderFunc.apply(*arguments, needed)[:values]
+                return under_func.apply(*arguments, needed)[:values]
+            if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+                Parts.jvp(None)  # an operator would drop the tangents
             return operator(*arguments, needed)[:values]
 
         return call

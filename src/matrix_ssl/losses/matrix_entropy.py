@@ -15,7 +15,7 @@ from matrix_ssl.losses import density
 from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.rows import check_rows, pull_back, symmetric_product, unit_rows
 from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_not_negative
+from matrix_ssl.matrix.validation import check_constant, check_not_negative, check_real
 
 ALIGNMENT_WEIGHT = 4.0  # chosen on held-out images of CIFAR-10 (LOG.md)
 
@@ -123,6 +123,7 @@ def covariance_entropy(covariance: Tensor, *, order: float = 1.0) -> Tensor:
         >>> z = unit_rows(torch.randn(64, 16, requires_grad=True))
         >>> covariance_entropy(z.T @ z / 64).backward()
     """
+    check_real(covariance, "covariance")
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or covariance.shape[0] < 1:
         raise ValueError(f"Expected a covariance of shape (d, d), got {tuple(covariance.shape)}.")
     check_constants(0.0, order, 0.0)
@@ -131,6 +132,7 @@ def covariance_entropy(covariance: Tensor, *, order: float = 1.0) -> Tensor:
 
 def check_constants(alignment_weight: float, order: float, width: float) -> None:
     """Raises ValueError where a constant of ``matrix_entropy_loss`` is out of its range."""
+    check_constant(alignment_weight=alignment_weight, width=width)
     check_not_negative(alignment_weight=alignment_weight, width=width)
     density.check_order(order)
 

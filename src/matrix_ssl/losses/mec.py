@@ -7,6 +7,7 @@ from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficie
 from matrix_ssl.losses.objective import MEC_DEFAULTS, Logarithm, MECObjective
 from matrix_ssl.losses.rows import check_rows, pull_back, unit_rows
 from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import check_real
 
 
 def mec_loss(
@@ -72,6 +73,7 @@ def mec_moment_loss(moment: Tensor, *, samples: int, objective: MECObjective = M
         >>> p, z = torch.randn(64, 16), torch.randn(64, 16, requires_grad=True)
         >>> mec_moment_loss(unit_rows(p).T @ unit_rows(z), samples=64).backward()
     """
+    check_real(moment, "moment")
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or moment.shape[0] < 1:
         raise ValueError(f"Expected a moment of shape (d, d), got {tuple(moment.shape)}.")
     if samples < 1:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from matrix_ssl.errors import did_you_mean
-from matrix_ssl.matrix.validation import check_not_negative, check_positive
+from matrix_ssl.matrix.validation import check_constant, check_not_negative, check_positive
 
 Logarithm = Literal["exact", "taylor"]
 Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]
@@ -27,6 +27,12 @@ class Objective:
     trace_weight: float = 0.0  # ≥ 0, of tr(C + μI) in the uniformity and tr(S + μI) in the alignment; 1 in the paper
 
     def __post_init__(self) -> None:
+        check_constant(
+            ridge=self.ridge,
+            uniformity_weight=self.uniformity_weight,
+            alignment_weight=self.alignment_weight,
+            trace_weight=self.trace_weight,
+        )
         check_positive(ridge=self.ridge)
         check_not_negative(
             uniformity_weight=self.uniformity_weight,
@@ -46,6 +52,7 @@ class MECObjective:
     order: int = 4  # number of terms of "taylor", at least 1
 
     def __post_init__(self) -> None:
+        check_constant(distortion=self.distortion)
         check_positive(distortion=self.distortion)
         _check_logarithm(self.logarithm, self.order)
 

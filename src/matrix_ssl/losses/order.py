@@ -28,6 +28,7 @@ from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficie
 from matrix_ssl.losses.objective import DEFAULTS, Objective, check_choice
 from matrix_ssl.losses.rows import add_symmetric_product, centred_rows, check_rows, pull_back, symmetric_product
 from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import check_real
 
 Side = Literal["auto", "samples", "features"]
 _SIDES = get_args(Side)
@@ -90,6 +91,8 @@ def matrix_ssl_covariance_terms(
         >>> p, z = unit_rows(torch.randn(64, 16)), unit_rows(torch.randn(64, 16, requires_grad=True))
         >>> matrix_ssl_covariance_terms(cross_covariance(p, z), covariance(p), covariance(z)).loss.backward()
     """
+    for name, x in (("cross", cross), ("teacher", teacher), ("student", student)):
+        check_real(x, name)
     shapes = [tuple(x.shape) for x in (cross, teacher, student)]
     if len(set(shapes)) > 1 or cross.ndim != 2 or cross.shape[0] != cross.shape[1] or cross.shape[0] < 1:
         raise ValueError(f"Expected cross, teacher and student of one shape (d, d), got {shapes}.")

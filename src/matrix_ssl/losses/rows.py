@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import check_real
 
 _SHORTEST = 1e-12  # rows below this length have no direction
 
 
 def check_rows(**outputs: Tensor) -> None:
-    """Raises ValueError unless all have one shape (n, d) with n ≥ 2 and d ≥ 1."""
+    """Raises ValueError unless all are dense tensors of real numbers and of one shape (n, d) with n ≥ 2 and d ≥ 1."""
+    for name, x in outputs.items():
+        check_real(x, name)
     shapes = [tuple(x.shape) for x in outputs.values()]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] < 2 or shapes[0][1] < 1:
-        raise ValueError(f"Expected {', '.join(outputs)} of one shape (n, d) with n ≥ 2, got {shapes}.")
+        one = len(shapes[0]) == 2 and shapes[0][0] == 1
+        hint = " A batch of one has no covariance: pass drop_last=True to the DataLoader." if one else ""
+        raise ValueError(f"Expected {', '.join(outputs)} of one shape (n, d) with n ≥ 2, got {shapes}.{hint}")
 
 
 def unit_rows(x: Tensor) -> Tensor:

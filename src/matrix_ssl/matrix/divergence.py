@@ -26,7 +26,7 @@ def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: 
 
     Reference: Zhang et al., ICML 2024, definition 2.3.
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     p_full, q_full = validation.checked_symmetric(p, "p", validate), validation.checked_symmetric(q, "q", validate)
     validation.check_same_width(p, q, "p and q")
     value, eigenvalues = cross_entropy_of(p_full.double(), q_full.double(), ridge, validation.coarser(p_full, q_full))
@@ -43,7 +43,7 @@ def matrix_kl(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None
 
     Reference: Zhang et al., ICML 2024, definition 2.2.
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     p_full, q_full = validation.checked_symmetric(p, "p", validate), validation.checked_symmetric(q, "q", validate)
     validation.check_same_width(p, q, "p and q")
     value, of_p, of_q = kl_of(p_full.double(), q_full.double(), ridge, validation.coarser(p_full, q_full))

@@ -166,7 +166,7 @@ def collision_entropy(squared_norm: Tensor, trace: Tensor) -> Tensor:
 
 
 def _checked(a: Tensor, ridge: float, validate: bool | None) -> Tensor:
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     return validation.checked_symmetric(a, "a", validate)
 
 

@@ -24,7 +24,7 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     Raises:
         MatrixError: ``a`` is not symmetric, or not positive definite with the ridge.
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     full = validation.checked_symmetric(a, "a", validate)
     value, eigenvalues, _ = calculus.spectral_function(
         full.double(), lambda x: (x + ridge).log(), lambda x, y: calculus.log_difference(x + ridge, y + ridge)
@@ -49,6 +49,7 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
     Raises:
         MatrixError: ``a`` is not symmetric or not positive semi-definite.
     """
+    validation.check_constant(scale=scale)
     validation.check_positive(scale=scale)
     full = validation.checked_symmetric(a, "a", validate)
     value, eigenvalues, _ = calculus.spectral_function(
@@ -64,7 +65,7 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
     Its gradient is the inverse of A + ridge·I. Arguments and errors are those of ``matrix_log``; where values are not
     checked, the result is NaN if the matrix is not positive definite.
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     full = validation.checked_symmetric(a, "a", validate)
     return log_det_of(full, ridge, "a", validation.looks_at_values(a, validate))
 

@@ -30,21 +30,22 @@ def in_full_precision(loss: Loss) -> Loss:
 
     @functools.wraps(loss)
     def wrapped(*outputs: Any, **settings: Any) -> Tensor:
-        first = next(x for x in (*outputs, *settings.values()) if isinstance(x, Tensor))
-        with without_autocast(first):
+        first = next((x for x in (*outputs, *settings.values()) if isinstance(x, Tensor)), None)
+        with nullcontext() if first is None else without_autocast(first):  # without one, the loss's checks raise
             return loss(*map(_convert, outputs), **{name: _convert(value) for name, value in settings.items()})
 
     return cast(Loss, wrapped)
 
 
 def _convert(value: Any) -> Any:
-    return full_precision(value) if isinstance(value, Tensor) else value
+    return full_precision(value) if isinstance(value, Tensor) and not value.is_complex() else value
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a backward pass that has no derivative of its own: ``create_graph=True`` is an error.
 
-    ``torch.func.grad`` always asks for a graph: there the gradient gets one, and differentiating it is the error.
+    ``torch.func`` always asks for a graph: there the gradient gets one, and differentiating it is the error. It depends
+    on the saved tensors, so what is differentiated must be among them.
 
     PyTorch's ``once_differentiable`` raises an error only where the incoming gradient has a graph. A derivative with
     respect to saved tensors, as in a Hessian or a gradient penalty, would silently be zero.
@@ -54,9 +55,11 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(ctx: Any, *gradients: Any) -> Any:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return backward(ctx, *gradients)
-        if torch._C._functorch.maybe_current_level() is None:
+        saved = [x for x in ctx.saved_tensors if isinstance(x, Tensor)]
+        func = torch._C._functorch
+        if func.maybe_current_level() is None and not any(map(func.is_functorch_wrapped_tensor, saved)):
             raise RuntimeError(_ONCE)
-        anchors = [x for x in (*gradients, *ctx.saved_tensors) if isinstance(x, Tensor) and x.is_floating_point()]
+        anchors = [x for x in (*gradients, *saved) if isinstance(x, Tensor) and x.is_floating_point()]
         with torch.no_grad():
             result = backward(ctx, *gradients)
         parts = result if isinstance(result, tuple) else (result,)

@@ -89,6 +89,7 @@ def schatten_divergence(p: Tensor, q: Tensor, *, order: float = 1.0, validate: b
 
     Reference: Bhatia, "Matrix Analysis", Springer 1997, chapter IV.
     """
+    validation.check_constant(order=order)
     if not validation.is_number(order) or not order >= 1:
         raise ValueError(f"order must be 1 or above, got {order!r}.")
     rho, sigma = _state(p, "p", validate), _state(q, "q", validate)
@@ -109,6 +110,7 @@ def mixture_weights(weights: Weights, k: int) -> list[float]:
     """k weights of sum one; ValueError if their number differs, one is negative, or none is above zero."""
     if weights is None:
         return [1 / k] * k
+    validation.check_constant(weights=weights)
     numbers = [float(weight) for weight in weights]
     if len(numbers) != k or not all(0 <= number < torch.inf for number in numbers) or sum(numbers) == 0:
         raise ValueError(f"weights must be {k} numbers, zero or above and not all zero, got {numbers}.")

@@ -72,8 +72,22 @@ def check_not_negative(**numbers: float) -> None:
             raise ValueError(f"{name} must be a finite number, zero or above, got {value!r}.")
 
 
+def check_constant(**numbers: Any) -> None:
+    """Raises ValueError where a number is a tensor with a recorded gradient, since it would get none or a wrong one."""
+    for name, value in numbers.items():
+        if torch.is_tensor(value) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} has no gradient here and cannot be learnt: pass {name}.detach() or a number.")
+
+
+def check_ridge(ridge: float) -> None:
+    """Raises ValueError unless the ridge is a constant, finite and zero or above."""
+    check_constant(ridge=ridge)
+    check_not_negative(ridge=ridge)
+
+
 def check_entropy_order(order: float, name: str = "alpha") -> None:
-    """Raises ValueError unless the order of a Rényi entropy is zero or above; infinity is an order."""
+    """Raises ValueError unless the order of a Rényi entropy is a constant, zero or above; infinity is an order."""
+    check_constant(**{name: order})
     if not is_number(order) or not order >= 0:
         raise ValueError(f"{name} must be zero or above, got {order!r}.")
 
@@ -93,6 +107,13 @@ def check_tensor(x: Any, name: str) -> None:
         )
     if x.layout != torch.strided:
         raise errors.MatrixTypeError(f"{label(x, name)} has the layout {x.layout}: pass {name}.to_dense().")
+
+
+def check_real(x: Any, name: str) -> None:
+    """Raises unless ``x`` is a tensor of real numbers, all of them stored."""
+    check_tensor(x, name)
+    if x.is_complex():
+        raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass real ones.")
 
 
 def check_representable(result: Tensor, x: Tensor, name: str, validate: bool | None, what: str = "squares") -> None:
@@ -118,9 +139,7 @@ def checked_matrix(x: Tensor, name: str, validate: bool | None) -> Tensor:
 
 def checked_real(x: Tensor, name: str, validate: bool | None) -> Tensor:
     """A real, finite tensor of any shape in full precision."""
-    check_tensor(x, name)
-    if x.is_complex():
-        raise errors.MatrixTypeError(f"{label(x, name)} has complex elements, dtype {x.dtype}: pass real ones.")
+    check_real(x, name)
     # a finite sum has only finite terms, and is checked ten times as fast
     if looks_at_values(x, validate) and not torch.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = ~torch.isfinite(x)

@@ -32,6 +32,7 @@ from matrix_ssl.losses import check_positive, check_rows, unit_rows
 from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.rows import pull_back
 from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.validation import check_constant
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 Kernel = Literal["exponential", "sum", "concatenation"]
@@ -77,6 +78,7 @@ def kernel_infonce_loss(
         >>> kernel_infonce_loss(z1, z2, kernel="concatenation").backward()
     """
     check_rows(z1=z1, z2=z2)
+    check_constant(temperature=temperature, exponent=exponent, mixture=mixture)
     check_positive(temperature=temperature)
     if not 0 < exponent <= 2 or not 0 <= mixture <= 1:
         raise ValueError(f"exponent must be in (0, 2] and mixture in [0, 1], got {exponent} and {mixture}.")

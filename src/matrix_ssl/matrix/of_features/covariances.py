@@ -74,7 +74,7 @@ def log_det(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: b
     Raises:
         MatrixError: without a ridge, also if n ≤ d, where the covariance is singular (the second moment if n < d).
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     rows = rows_about(x, "x", about, validate)
     n, d = x.shape[-2:]
     rank = n - 1 if about == "mean" else n
@@ -98,7 +98,7 @@ def _small(x: Tensor, ridge: float, about: About, validate: bool | None, *, scal
 
     Without a ridge it is known only up to a factor, unless its scale matters to the result (``scales``).
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     if ridge or scales:
         gram = smaller_product(rows_about(x, "x", about, validate))
     else:

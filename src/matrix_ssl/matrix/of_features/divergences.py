@@ -62,7 +62,7 @@ def gram_kl(x: Tensor, y: Tensor, *, ridge: float = 0.0, validate: bool | None =
 
     Reference: Zhang et al., ICML 2024, definition 2.2; the Gram matrices of Song et al., ICML 2024.
     """
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     a, b = two_unit_rows(x, y, validate)
     root = math.sqrt(a.shape[-2])
     dtype = torch.promote_types(a.dtype, b.dtype)
@@ -89,6 +89,7 @@ def gram_kl_matrix(
         MatrixError: as in ``gram_kl``; the errors name ``xs[i]`` or ``ys[j]``.
         ValueError: there is no representation, or the ridge is not above zero.
     """
+    validation.check_constant(ridge=ridge)
     validation.check_positive(ridge=ridge)
     first, second = named_representations(xs, ys)
     everything = [validation.checked_matrix(x, name, validate) for name, x in (first | second).items()]
@@ -181,7 +182,7 @@ def _kl(a: Tensor, b: Tensor, ridge: float) -> Tensor:
 
 
 def _two_rows(x: Tensor, y: Tensor, ridge: float, about: About, validate: bool | None) -> tuple[Tensor, Tensor]:
-    validation.check_not_negative(ridge=ridge)
+    validation.check_ridge(ridge)
     a, b = rows_about(x, "x", about, validate), rows_about(y, "y", about, validate)
     validation.check_same_width(x, y, "x and y")
     for rows, features, name in ((a, x, "x"), (b, y, "y")):
