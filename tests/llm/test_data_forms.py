@@ -115,7 +115,8 @@ def test_parquet(tmp_path):
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
         ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
         ("text.md", "# a\n", r"has the extension \.md: expected JSON lines"),
-        ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
+        ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}',
+         "conversations ends with a message of 'user'"),
         ("wide.csv", TABLE.encode("utf-16"), "not UTF-8 but UTF-16 .* iconv -f UTF-16 -t UTF-8"),
         ("wide.jsonl", LINE.encode("utf-16"), "line 1: not UTF-8 but UTF-16"),
         ("little.csv", TABLE.encode("utf-16-le"), "not UTF-8 but UTF-16"),
@@ -260,5 +261,5 @@ def test_questions_without_answers(tmp_path: Path):
         (tmp_path / "e.jsonl").write_text(json.dumps(whole))
         assert question_files.read_questions(str(tmp_path / "e.jsonl")) == [Exchange(messages, "")]
     (tmp_path / "e.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}')
-    with pytest.raises(DataError, match=r"row 1: messages is not a list of messages, .* holds a question"):
+    with pytest.raises(DataError, match="row 1: messages has only an answer of the assistant"):
         question_files.read_questions(str(tmp_path / "e.jsonl"))
