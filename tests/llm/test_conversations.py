@@ -73,6 +73,12 @@ def test_prompts_and_completions_may_be_messages_as_of_trl(prompt: Any, completi
     assert read(row, tmp_path, ("prompt", "chosen")) == Exchange(QUESTION, "a")
 
 
+def test_the_context_of_an_instruction_is_asked_as_in_dolly(tmp_path: Path) -> None:
+    row = {"instruction": "i", "context": "c", "response": "o", "category": "x"}
+    assert read(row, tmp_path) == Exchange.of("i\n\nc", "o")
+    assert read(row | {"context": ""}, tmp_path) == Exchange.of("i", "o")
+
+
 @pytest.mark.parametrize("arguments", ['{"city": "Zürich"}', {"city": "Zürich", "unit": None}])
 @pytest.mark.parametrize("content", [None, ""])
 @pytest.mark.parametrize("tools", [[WEATHER], json.dumps([WEATHER])])

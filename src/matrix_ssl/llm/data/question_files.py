@@ -16,7 +16,7 @@ from matrix_ssl.llm.data.tables import is_separated, read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
 
 _CONVERSATIONS = (("messages",), ("conversations",))
-_INPUTS = (("input",), ())  # of an instruction, as in Alpaca; they may be empty
+_INPUTS = (("input",), ("context",), ())  # of an instruction, as in Alpaca and Dolly; they may be empty
 KNOWN = (
     ("question", "answer"), ("query", "response"), ("prompt", "completion"),
     *(("instruction", *some, answer) for answer in ("output", "response") for some in _INPUTS), *_CONVERSATIONS,
