@@ -126,6 +126,9 @@ def test_parquet(tmp_path):
         ("empty.csv", "question,answer\na,b\nc,\n,d\n", r"row 2: answer is ''; .* 2 of 3 rows cannot be used"),
         ("column.json", json.dumps([{"question": ["a"] * 999, "answer": "b"}]), r"question is \[.{79}…; expected"),
         ("input.jsonl", '{"instruction": "a", "input": ""}', "but none of question/answer"),
+        ("whole.json", json.dumps({"version": 1, "data": [ROW]}, indent=1),
+         r"is one JSON object, not a list of rows: write the rows, perhaps those in data, as a list, or one per line"),
+        ("broken.json", '{"question": "a", "answer": "b"}\n{"question": "a",\n', r"broken\.json, line 2: not JSON"),
         ("truth.jsonl", '{"question": "a", "answer": true}', "answer is True; expected a non-empty string"),
     ],
 )  # fmt: skip
