@@ -166,3 +166,19 @@ def test_what_is_no_conversation_is_one_sentence_with_the_place(row: Any, words:
     rows = question_files.read_rows(str(path))
     with pytest.raises(DataError, match=words):
         question_files.exchanges(rows, question_files.find_columns(rows))
+
+
+@pytest.mark.parametrize(
+    "row, columns, unused",
+    [
+        ({"question": "q", "answer": "a"}, (), []),
+        ({"instruction": "i", "input": "", "output": "o", "system": "s", "history": []}, (), ["system", "history"]),
+        ({"messages": [*QUESTION, *ANSWER], "tools": [WEATHER], "source": "x"}, (), ["source"]),
+        ({"chat": [*QUESTION, *ANSWER], "tools": [WEATHER]}, ("chat",), []),
+        ({"question": "q", "answer": "a", "tools": "a hammer"}, (), ["tools"]),
+    ],
+)
+def test_columns_that_are_not_used_are_known(row: Any, columns: Any, unused: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row))
+    assert question_files.unused_columns(question_files.read_rows(str(path)), columns) == unused

@@ -91,13 +91,26 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
     words = short(base, data, out, "--eval-data", others, *sets("max_steps=2"))
     command("finetune", "--device", "cpu", *words)
     assert read_json(out / "finetune.json")["counts"]["held_out"] == 20
-    assert "Warning: 8 of the 20 held-out rows are also learned" in capfd.readouterr().err
+    assert "Warning: 8 of the 20 held-out rows are also among those to learn" in capfd.readouterr().err
     assert weights(out)
     write(others, llm_toys.questions(9))
     with pytest.raises(RunFolderError, match="eval_data_sha256"):
         command("finetune", "--device", "cpu", *words)
     with pytest.raises(ConfigError, match=r"held_out=0\.5 conflicts with --eval-data"):
         command("finetune", "--device", "cpu", *words, *sets("held_out=0.5"))
+
+
+def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd):
+    """Rows that are held out and too long were counted as learned, too, but not as held out: 3 of the 2 rows."""
+    rows = [{"question": question, "answer": "4", "source": "x"} for question in ("1?", "2?", "long " * 20)]
+    data = write(tmp_path / "all.jsonl", rows)
+    words = short(base, data, tmp_path / "run", "--eval-data", data, *sets("max_length=20", "max_steps=1"))
+    command("finetune", "--device", "cpu", *words)
+    counts, said = read_json(tmp_path / "run" / "finetune.json")["counts"], " ".join(capfd.readouterr().err.split())
+    assert (counts["held_out"], counts["held_out_dropped"], counts["dropped"]) == (2, 1, 1)
+    assert "Warning: 3 of the 3 held-out rows are also among those to learn" in said
+    assert "truncates 0 held-out sequences and skips 1 held-out rows" in said
+    assert "Columns that are not used: source; --columns chooses which are learned." in said
 
 
 @pytest.mark.parametrize(

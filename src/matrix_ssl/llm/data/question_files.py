@@ -101,6 +101,14 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     )
 
 
+def unused_columns(rows: Rows, columns: Sequence[str] = ()) -> list[str]:
+    """The columns that ``exchanges`` does not read."""
+    used = find_columns(rows, columns)
+    first = rows.rows[0]
+    reads_tools = any(is_conversation(first.get(name)) for name in used) or used in _CONVERSATIONS
+    return [name for name in _names(rows) if name not in used and not (reads_tools and name == _TOOLS)]
+
+
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
     """Every row as messages and the answer to them: the second column, or the last message."""
     return _each_row(rows, partial(_exchange, columns=columns))

@@ -19,7 +19,7 @@ import torch
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.examples import Examples, collator, make_examples
-from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
+from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows, unused_columns
 from matrix_ssl.llm.data.templates import Exchange, check_template
 from matrix_ssl.llm.finetune.arguments import check_batches, one_sentence, try_libraries
 from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
@@ -55,6 +55,7 @@ class HeldOut:
 
     examples: Examples
     sha256: str  # of their file, if they have one of their own
+    rows: int  # of which the examples are those that are short enough
     learned_too: int  # rows that are also among those to learn, question and answer
 
 
@@ -66,6 +67,7 @@ class Prepared:
     device: torch.device
     arguments: "TrainingArguments"
     rows: Rows
+    unused: list[str]  # columns
     examples: Examples
     repeated: int  # rows to learn that repeat an earlier one, question and answer
     held_out: "HeldOut | None"
@@ -88,7 +90,10 @@ class Prepared:
     def counts(self) -> dict[str, int]:
         """Numbers of rows, examples and tokens."""
         e = self.examples
-        held_out = {} if self.held_out is None else {"held_out": len(self.held_out.examples)}
+        held_out = {}
+        if self.held_out is not None:
+            others = self.held_out.examples
+            held_out = {"held_out": len(others), "held_out_cut": others.cut, "held_out_dropped": others.dropped}
         return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
                 "tokens": len(e.tokens), "tokens_learned": e.learned} | held_out  # fmt: skip
 
@@ -106,19 +111,21 @@ class Prepared:
     def remarks(self) -> list[str]:
         """Sentences about what a user may not expect of the data."""
         sentences, e = [], self.examples
-        if e.cut or e.dropped:
+        if not self.settings.columns and self.unused:
             sentences.append(
-                f"max_length={self.settings.max_length} truncates {e.cut} sequences and skips {e.dropped} rows whose "
-                f"answer would be cut off entirely."
+                f"Columns that are not used: {', '.join(self.unused)}; --columns chooses which are learned."
             )
+        sentences += _truncated(e, "", self.settings.max_length)
+        if self.held_out is not None:
+            sentences += _truncated(self.held_out.examples, "held-out ", self.settings.max_length)
         if self.repeated:
             sentences.append(
                 f"{self.repeated} of the {len(e) + e.dropped} rows to learn repeat an earlier one, question and answer."
             )
         if self.held_out is not None and self.held_out.learned_too:
             sentences.append(
-                f"Warning: {self.held_out.learned_too} of the {len(self.held_out.examples)} held-out rows are also "
-                f"learned, question and answer, so the held-out loss says less about new ones: remove them from one "
+                f"Warning: {self.held_out.learned_too} of the {self.held_out.rows} held-out rows are also among those "
+                f"to learn, question and answer, so the held-out loss says less about new ones: remove them from one "
                 f"side."
             )
         return sentences
@@ -153,7 +160,10 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     trainer = _make_trainer(
         model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective
     )
-    return Prepared(settings, device, arguments, rows, examples, repeated, held_out, tokenizer, model, trainer)
+    return Prepared(
+        settings, device, arguments, rows, unused_columns(rows, settings.columns), examples, repeated, held_out,
+        tokenizer, model, trainer,
+    )  # fmt: skip
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
@@ -243,7 +253,17 @@ def _examples(
     if not kept:
         return examples, repeated, None
     learned_too = sum(hash(json.dumps(exchange)) in learned for exchange in kept)
-    return examples, repeated, HeldOut(make(kept, name, kept_rows), sha256, learned_too)
+    return examples, repeated, HeldOut(make(kept, name, kept_rows), sha256, len(kept), learned_too)
+
+
+def _truncated(examples: Examples, kind: str, max_length: int) -> list[str]:
+    """A sentence if rows were too long."""
+    if not examples.cut and not examples.dropped:
+        return []
+    return [
+        f"max_length={max_length} truncates {examples.cut} {kind}sequences and skips {examples.dropped} {kind}rows "
+        f"whose answer would be cut off entirely."
+    ]
 
 
 def _several(number: float, what: str) -> str:
