@@ -10,7 +10,7 @@ import pytest
 from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.llm.exact import normalised
-from matrix_ssl.llm.models import check_causal, open_tokenizer
+from matrix_ssl.llm.models import check_causal, open_model, open_tokenizer
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm.test_finetune import sets, short, weights, write
 from tests.support import llm_toys
@@ -123,6 +123,8 @@ def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd)
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
+        (["assistant_only_loss=true"], "answers alone are learned, of a conversation the last one"),
+        (["batch_size=5", "gradient_accumulation=2"], "batch_size=5 is not divisible by gradient_accumulation=2"),
         (["weight_decay=-1"], r"weight_decay=-1\.0: expected a number of at least 0"),
     ],
 )
@@ -155,3 +157,10 @@ def test_a_fine_tuning_is_trained_further_by_the_name_of_its_model(base, tmp_pat
     shutil.copytree(base, tmp_path / "run" / "model")
     with pytest.raises(CheckpointError, match=f"use its model, {tmp_path}/run/model"):
         open_tokenizer(str(tmp_path / "run"))
+
+
+def test_an_adapter_whose_model_was_moved_names_it(tmp_path):
+    """The library took the path for the name of a model on the hub."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(CheckpointError, match=f"an adapter to the model {tmp_path}/gone, which is not there: correct"):
+        open_model(str(tmp_path), adapter=True)

@@ -88,8 +88,9 @@ class FineTuneSettings:
         """Sequences per micro-batch of one process."""
         parts = processes * self.gradient_accumulation
         if self.batch_size % parts:
+            times = f"{processes} processes times " if processes > 1 else ""
             raise ConfigError(
-                f"batch_size={self.batch_size} is not divisible by {processes} processes times "
+                f"batch_size={self.batch_size} is not divisible by {times}"
                 f"gradient_accumulation={self.gradient_accumulation}."
             )
         return self.batch_size // parts
