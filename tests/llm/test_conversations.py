@@ -10,6 +10,8 @@ import pytest
 from matrix_ssl.errors import DataError
 from matrix_ssl.llm.data import question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
+from matrix_ssl.llm.finetune.selection import select
+from matrix_ssl.llm.finetune.settings import FineTuneSettings
 from tests.support import llm_toys
 
 pytest.importorskip("transformers")
@@ -147,6 +149,7 @@ def test_tables_hold_conversations_as_lists_or_as_json(tmp_path: Path) -> None:
         ({"messages": [*QUESTION, says("assistant", None)]}, "message 2 has the content None; expected a text"),
         ({"messages": [*QUESTION, says("assistant", " ")]}, "messages ends with an empty answer; write or remove it"),
         ({"messages": [*QUESTION, *ANSWER, *QUESTION]}, "ends with a message of 'user'; .* remove what follows"),
+        ({"messages": [*QUESTION, says("assistant", "a", weight=0)]}, "ends with an answer of weight 0, which is not"),
         ({"messages": ANSWER}, "messages has an answer and no message before it: write the question"),
         ({"messages": [{"author": "a", "text": "b"}]}, "message 1 has the keys author, text; expected"),
         ({"conversations": ["q", "a"]}, "conversations, message 1 is 'q'; expected a list of messages"),
@@ -166,6 +169,40 @@ def test_what_is_no_conversation_is_one_sentence_with_the_place(row: Any, words:
     rows = question_files.read_rows(str(path))
     with pytest.raises(DataError, match=words):
         question_files.exchanges(rows, question_files.find_columns(rows))
+
+
+def test_every_answer_of_a_conversation_may_be_learned(tmp_path: Path) -> None:
+    """A conversation is split after the rows are held out, so that it is never on both sides."""
+    tokenizer = llm_toys.tokenizer()
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    rows: list[dict[str, Any]] = []
+    for name in "abcd":
+        turns = [says("user", f"{name}1"), says("assistant", "x"), says("user", "2"), says("assistant", "y", weight=0),
+                 says("user", "3"), says("assistant", None, tool_calls=calls("{}")), says("tool", "4"),
+                 says("assistant", "z", weight=1)]  # fmt: skip
+        rows.append({"messages": turns})
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def selected(*assignments: str) -> Any:
+        settings = FineTuneSettings("m", str(path), "chat").override(assignments)
+        return select(settings, question_files.read_rows(str(path)), tokenizer)
+
+    def texts(examples: Any) -> list[tuple[str, str]]:
+        found = (examples[i] for i in range(len(examples)))
+        parts = ((one["input_ids"], sum(label == -100 for label in one["labels"])) for one in found)
+        return [(tokenizer.decode(ids[:n]), tokenizer.decode(ids[n:])) for ids, n in parts]
+
+    first, call = "<|user|>a1</s>\n<|assistant|>", "<call>get_weather {}</call></s>\n"
+    third = f"{first}x</s>\n<|user|>2</s>\n<|assistant|>y</s>\n<|user|>3</s>\n<|assistant|>"
+    expected = [(first, "x</s>\n"), (third, call), (f"{third}{call}<|tool|>4</s>\n<|assistant|>", "z</s>\n")]
+    every, last = selected("answers=all"), selected()
+    assert texts(every.examples)[:3] == expected and len(every.examples) == 12 and not every.earlier
+    assert texts(last.examples)[0] == expected[-1] and len(last.examples) == 4
+    assert "is learned, not the 8 before; set answers=all" in " ".join(last.remarks(max_length=2048))
+    halves = selected("answers=all", "held_out=0.5")
+    names = [{text[0][8] for text in texts(part)} for part in halves.parts]
+    assert [len(part) for part in halves.parts] == [6, 6] and not names[0] & names[1]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd)
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
-        (["assistant_only_loss=true"], "answers alone are learned, of a conversation the last one"),
+        (["assistant_only_loss=true"], "answers alone are learned; set answers=all for every answer"),
         (["batch_size=5", "gradient_accumulation=2"], "batch_size=5 is not divisible by gradient_accumulation=2"),
         (["weight_decay=-1"], r"weight_decay=-1\.0: expected a number of at least 0"),
     ],

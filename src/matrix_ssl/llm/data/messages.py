@@ -60,6 +60,8 @@ def last_answer(messages: Sequence[Message], where: str) -> Message:
             f"{where} ends with a message of {last['role']!r}; expected an answer of the assistant (gpt): remove what "
             f"follows the last answer."
         )
+    if not last.get("weight", 1):
+        raise DataError(f"{where} ends with an answer of weight 0, which is not to be learned: remove it, or the row.")
     if not last["content"].strip() and not last.get("tool_calls"):
         raise DataError(f"{where} ends with an empty answer; write or remove it.")
     if len(messages) < 2:
@@ -92,6 +94,8 @@ def _message(one: Any, where: str) -> Message:
         raise DataError(f"{where} has a function_call, which chat templates do not know: write it as tool_calls.")
     if "tool_calls" in message:
         message["tool_calls"] = _calls(message["tool_calls"], where)
+    if role == "assistant" and one.get("weight") == 0:  # as OpenAI marks what is not to be learned
+        message["weight"] = 0
     if content is None and "tool_calls" in message:
         content = ""
     return {"role": role, "content": _text(content, where), **message}

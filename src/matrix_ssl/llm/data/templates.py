@@ -47,6 +47,17 @@ class Exchange(NamedTuple):
         return str(self.messages[-1]["content"])
 
 
+def earlier_answers(exchange: Exchange) -> list[Exchange]:
+    """The answers before the last one of a conversation, each with what precedes it; not those of weight 0."""
+    found = []
+    for place, message in enumerate(exchange.messages):
+        answers = message["role"] == "assistant" and (message["content"].strip() or message.get("tool_calls"))
+        if place and answers and message.get("weight", 1):
+            rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+            found.append(Exchange(exchange.messages[:place], message["content"], exchange.tools, rest))
+    return found
+
+
 def check_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ConfigError for an unknown template, and for ``chat`` if the tokenizer has no chat template."""
     if name not in get_args(TemplateName):
