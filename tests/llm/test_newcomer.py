@@ -110,6 +110,8 @@ def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd)
     assert (counts["held_out"], counts["held_out_dropped"], counts["dropped"]) == (2, 1, 1)
     assert "Warning: 3 of the 3 held-out rows are also among those to learn" in said
     assert "truncates 0 held-out sequences and skips 1 held-out rows" in said
+    assert "; 1 step of batch 4, seed 0;" in said and "The training had only 1 step: " in said
+    assert "or raise max_steps." in said
     assert "Columns that are not used: source; --columns chooses which are learned." in said
 
 

@@ -68,10 +68,12 @@ class Prepared:
         examples, held_out = self.selection.examples, self.selection.held_out
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
         kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
+        steps = self.arguments.max_steps  # -1: as many as the epochs need
+        length = _several(steps, "step") if steps > 0 else _several(s.epochs, "epoch")
         return (
             f"{s.model}, {kind}; {_several(len(examples), 'example')}, {examples.learned} tokens to learn"
             f"{f', {len(held_out.examples)} held out' if held_out is not None else ''}; {loss}; "
-            f"{_several(s.epochs, 'epoch')} of batch {s.batch_size}, seed {s.seed}; "
+            f"{length} of batch {s.batch_size}, seed {s.seed}; "
             f"{devices.device_name(self.device)}, {processes} process{'es' if processes > 1 else ''}"
         )
 
@@ -217,9 +219,12 @@ def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list
             text += f"{kept['step']}, the model that is kept"
         sentences.append(f"{text}.")
     if steps <= _FEW_STEPS:
+        remedy = f"raise epochs ({settings.epochs:g})"
+        if any(assignment.startswith("max_steps=") for assignment in settings.arguments):
+            remedy = "raise max_steps"
         sentences.append(
             f"The training had only {_several(steps, 'step')}: with few data, lower batch_size (it is "
-            f"{settings.batch_size}) or raise epochs ({settings.epochs:g})."
+            f"{settings.batch_size}) or {remedy}."
         )
     return sentences
 
