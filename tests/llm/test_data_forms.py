@@ -115,7 +115,8 @@ def test_parquet(tmp_path):
         ("open.csv", 'question,answer\n"a,b\n', "quotes in a text are doubled"),
         ("twice.csv", "question,answer,answer\na,b,c\n", "has the column 'answer' twice: rename one"),
         ("text.md", "# a\n", r"has the extension \.md: expected JSON lines"),
-        ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}', "is not a list of messages"),
+        ("share.jsonl", '{"conversations": [{"from": "human", "value": "a"}]}',
+         "conversations ends with a message of 'user'"),
         ("wide.csv", TABLE.encode("utf-16"), "not UTF-8 but UTF-16 .* iconv -f UTF-16 -t UTF-8"),
         ("wide.jsonl", LINE.encode("utf-16"), "line 1: not UTF-8 but UTF-16"),
         ("little.csv", TABLE.encode("utf-16-le"), "not UTF-8 but UTF-16"),
@@ -125,6 +126,9 @@ def test_parquet(tmp_path):
         ("empty.csv", "question,answer\na,b\nc,\n,d\n", r"row 2: answer is ''; .* 2 of 3 rows cannot be used"),
         ("column.json", json.dumps([{"question": ["a"] * 999, "answer": "b"}]), r"question is \[.{79}…; expected"),
         ("input.jsonl", '{"instruction": "a", "input": ""}', "but none of question/answer"),
+        ("whole.json", json.dumps({"version": 1, "data": [ROW]}, indent=1),
+         r"is one JSON object, not a list of rows: write the rows, perhaps those in data, as a list, or one per line"),
+        ("broken.json", '{"question": "a", "answer": "b"}\n{"question": "a",\n', r"broken\.json, line 2: not JSON"),
         ("truth.jsonl", '{"question": "a", "answer": true}', "answer is True; expected a non-empty string"),
     ],
 )  # fmt: skip
@@ -260,5 +264,5 @@ def test_questions_without_answers(tmp_path: Path):
         (tmp_path / "e.jsonl").write_text(json.dumps(whole))
         assert question_files.read_questions(str(tmp_path / "e.jsonl")) == [Exchange(messages, "")]
     (tmp_path / "e.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}')
-    with pytest.raises(DataError, match=r"row 1: messages is not a list of messages, .* holds a question"):
+    with pytest.raises(DataError, match="row 1: messages has only an answer of the assistant"):
         question_files.read_questions(str(tmp_path / "e.jsonl"))

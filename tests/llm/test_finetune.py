@@ -213,7 +213,7 @@ def test_columns_are_found_or_named(tmp_path):
         (b'{"text": "a"}\n', "columns text, but none of question/answer"),
         (b'{"question": "a", "answer": ""}\n', "row 1: answer is ''"),
         (b'{"question": "a", "answer": "b"}\n{"question": "a"}\n', "row 2: answer is None"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}\n', "row 1: messages is not a list of messages"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}\n', "row 1: messages ends with a message of 'user'"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(content, words, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.llm.exact import normalised
-from matrix_ssl.llm.models import check_causal, open_tokenizer
+from matrix_ssl.llm.models import check_causal, open_model, open_tokenizer
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm.test_finetune import sets, short, weights, write
 from tests.support import llm_toys
@@ -91,13 +91,28 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
     words = short(base, data, out, "--eval-data", others, *sets("max_steps=2"))
     command("finetune", "--device", "cpu", *words)
     assert read_json(out / "finetune.json")["counts"]["held_out"] == 20
-    assert "Warning: 8 of the 20 held-out rows are also learned" in capfd.readouterr().err
+    assert "Warning: 8 of the 20 held-out rows are also among those to learn" in capfd.readouterr().err
     assert weights(out)
     write(others, llm_toys.questions(9))
     with pytest.raises(RunFolderError, match="eval_data_sha256"):
         command("finetune", "--device", "cpu", *words)
     with pytest.raises(ConfigError, match=r"held_out=0\.5 conflicts with --eval-data"):
         command("finetune", "--device", "cpu", *words, *sets("held_out=0.5"))
+
+
+def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd):
+    """Rows that are held out and too long were counted as learned, too, but not as held out: 3 of the 2 rows."""
+    rows = [{"question": question, "answer": "4", "source": "x"} for question in ("1?", "2?", "long " * 20)]
+    data = write(tmp_path / "all.jsonl", rows)
+    words = short(base, data, tmp_path / "run", "--eval-data", data, *sets("max_length=20", "max_steps=1"))
+    command("finetune", "--device", "cpu", *words)
+    counts, said = read_json(tmp_path / "run" / "finetune.json")["counts"], " ".join(capfd.readouterr().err.split())
+    assert (counts["held_out"], counts["held_out_dropped"], counts["dropped"]) == (2, 1, 1)
+    assert "Warning: 3 of the 3 held-out rows are also among those to learn" in said
+    assert "truncates 0 held-out sequences and skips 1 held-out rows" in said
+    assert "; 1 step of batch 4, seed 0;" in said and "The training had only 1 step: " in said
+    assert "or raise max_steps." in said
+    assert "Columns that are not used: source; --columns chooses which are learned." in said
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,8 @@ def test_rows_of_a_file_of_their_own_are_held_out(base, data, tmp_path, capfd):
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
         (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
+        (["assistant_only_loss=true"], "answers alone are learned; set answers=all for every answer"),
+        (["batch_size=5", "gradient_accumulation=2"], "batch_size=5 is not divisible by gradient_accumulation=2"),
         (["weight_decay=-1"], r"weight_decay=-1\.0: expected a number of at least 0"),
     ],
 )
@@ -142,3 +159,10 @@ def test_a_fine_tuning_is_trained_further_by_the_name_of_its_model(base, tmp_pat
     shutil.copytree(base, tmp_path / "run" / "model")
     with pytest.raises(CheckpointError, match=f"use its model, {tmp_path}/run/model"):
         open_tokenizer(str(tmp_path / "run"))
+
+
+def test_an_adapter_whose_model_was_moved_names_it(tmp_path):
+    """The library took the path for the name of a model on the hub."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(CheckpointError, match=f"an adapter to the model {tmp_path}/gone, which is not there: correct"):
+        open_model(str(tmp_path), adapter=True)

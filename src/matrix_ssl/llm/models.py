@@ -299,6 +299,12 @@ def _check_folder(folder: Path, *, adapter: bool) -> None:
                 f"{folder} holds an adapter: merge it into its model first (peft's merge_and_unload) and save the "
                 f"result."
             )
+        base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
+        if not isinstance(base, str) or (Path(base).is_absolute() and not Path(base).exists()):
+            raise CheckpointError(
+                f"{folder} is an adapter to the model {base}, which is not there: correct base_model_name_or_path in "
+                f"{folder / _ADAPTER}."
+            )
         return
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} is not the folder of a model: it has no {_CONFIG}.")

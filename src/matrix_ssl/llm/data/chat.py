@@ -5,7 +5,7 @@ template is tried once in a process of its own with limited memory, and every us
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matrix_ssl.config import system
 from matrix_ssl.errors import DataError
@@ -21,13 +21,18 @@ tried: dict[str, str] = {}  # what was wrong with a template in its trial; empty
 
 
 def render(
-    messages: Sequence[Mapping[str, str]], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
-) -> str:
+    messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", *,
+    tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool,
+) -> str:  # fmt: skip
     """A conversation as text, by the tokenizer's template; DataError if anything is wrong with the template."""
     chat = [dict(message) for message in messages]
+    options: dict[str, Any] = {"tools": [dict(tool) for tool in tools]} if tools else {}
 
     def text() -> str:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
+        written = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+        return str(written)
 
     template = str(tokenizer.chat_template)
     if template not in tried:

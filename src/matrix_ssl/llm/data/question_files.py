@@ -1,8 +1,9 @@
 """Questions and answers from files and datasets of the Hugging Face hub, in the usual formats."""
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,18 +11,19 @@ from typing import Any
 
 from matrix_ssl.data.hub import check_pretrained, is_saved, open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
+from matrix_ssl.llm.data.messages import Message, is_conversation, last_answer, read_messages, read_tools, shown
 from matrix_ssl.llm.data.tables import is_separated, read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
 
-ALPACA = ("instruction", "input", "output")  # the input may be empty
+_CONVERSATIONS = (("messages",), ("conversations",))
+_INPUTS = (("input",), ("context",), ())  # of an instruction, as in Alpaca and Dolly; they may be empty
 KNOWN = (
-    ("question", "answer"), ("query", "response"), ("prompt", "completion"), ALPACA, ("instruction", "output"),
-    ("instruction", "input", "response"), ("instruction", "response"), ("messages",), ("conversations",),
+    ("question", "answer"), ("query", "response"), ("prompt", "completion"),
+    *(("instruction", *some, answer) for answer in ("output", "response") for some in _INPUTS), *_CONVERSATIONS,
 )  # fmt: skip
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+_TOOLS = "tools"  # descriptions of tools, next to a conversation
 _HUB = "hf:"
 _COLON = re.compile(r":(?![^\[]*\])")  # not one inside a part of a split, as in train[:5]
-_SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ def read_questions(data: str, columns: Sequence[str] = ()) -> list[Exchange]:
         return [Exchange.of(_encodable(line, f"{data}, line {number}"), "") for number, line in texts]
     rows = read_rows(data)
     present = _names(rows)
-    known = [names[0] for names in (*_complete(present), *KNOWN)]  # first what would be learned
-    name = next((name for name in columns[:1] or known if name in present), None)
-    if name is None:
+    if columns:
+        candidates = [tuple(columns[:1])]
+    else:  # first what would be learned
+        candidates = [names if len(names) == 1 else names[:-1] for names in (*_complete(present), *KNOWN)]
+    asked = next((names for names in candidates if names[0] in present), None)
+    if asked is None:
         raise DataError(f"{rows.name} has the columns {', '.join(present)}, none of which is known to hold "
                         f"questions: name one with --columns.")  # fmt: skip
-    return _each_row(rows, partial(_question, columns=ALPACA[:2] if name == ALPACA[0] and not columns else (name,)))
+    return _each_row(rows, partial(_question, columns=asked))
 
 
 def check_prompts(prompts: Sequence[str]) -> list[Exchange]:
@@ -88,11 +93,20 @@ def find_columns(rows: Rows, columns: Sequence[str] = ()) -> tuple[str, ...]:
     if complete := _complete(present):
         return complete[0]
     known = ", ".join("/".join(names) for names in KNOWN)
-    shown = ", ".join(name if name == name.strip() else repr(name) for name in present)
+    listed = ", ".join(name if name == name.strip() else repr(name) for name in present)
     first = " The first line of a table holds their names." if is_separated(Path(rows.name)) else ""
     raise DataError(
-        f"{rows.name} has the columns {shown}, but none of {known}: name them with --columns QUESTION,ANSWER.{first}"
+        f"{rows.name} has the columns {listed}, but none of {known}: name them with --columns QUESTION,ANSWER, or a "
+        f"column of conversations with --columns NAME.{first}"
     )
+
+
+def unused_columns(rows: Rows, columns: Sequence[str] = ()) -> list[str]:
+    """The columns that ``exchanges`` does not read."""
+    used = find_columns(rows, columns)
+    first = rows.rows[0]
+    reads_tools = any(is_conversation(first.get(name)) for name in used) or used in _CONVERSATIONS
+    return [name for name in _names(rows) if name not in used and not (reads_tools and name == _TOOLS)]
 
 
 def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
@@ -126,26 +140,46 @@ def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
 
 
 def _exchange(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> Exchange:
-    if len(columns) == 1:
-        messages = _messages(row.get(columns[0]), columns[0], where)
-        if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            messages = []
-        if len(messages) < 2:
-            raise _no_conversation(columns[0], where, "ends with a non-empty answer of the assistant (gpt)")
-        return Exchange(messages[:-1], messages[-1]["content"])
-    return Exchange.of(_asked(row, columns[:-1], where), _text(row, columns[-1], where))
+    *asked, answered = columns
+    value = row.get(answered)
+    if not asked or is_conversation(value):
+        messages = read_messages(value, f"{where}: {answered}")
+        if asked:
+            messages = [*_asked_messages(row, tuple(asked), where), *messages]
+        last = last_answer(messages, f"{where}: {answered}")
+        rest = {key: x for key, x in last.items() if key not in ("role", "content")}
+        return _checked(Exchange(messages[:-1], last["content"], _tools(row, where), rest), f"{where}: {answered}")
+    if len(asked) == 1 and is_conversation(row.get(asked[0])):
+        messages, tools = _asked_messages(row, tuple(asked), where), _tools(row, where)
+        return _checked(Exchange(messages, _text(row, answered, where), tools), f"{where}: {asked[0]}")
+    return Exchange.of(_asked(row, tuple(asked), where), _text(row, answered, where))
 
 
 def _question(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> Exchange:
     name = columns[0]
-    if isinstance(row.get(name), list | dict):
-        messages = _messages(row[name], name, where)
-        if messages and messages[-1]["role"] == "assistant":
+    if columns in _CONVERSATIONS or is_conversation(row.get(name)):
+        messages = read_messages(row.get(name), f"{where}: {name}")
+        if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         if not messages:
-            raise _no_conversation(name, where, "holds a question of the user (human)")
-        return Exchange(messages, "")
+            raise DataError(f"{where}: {name} has only an answer of the assistant (gpt): write a question before it.")
+        return _checked(Exchange(messages, "", _tools(row, where)), f"{where}: {name}")
     return Exchange.of(_asked(row, columns, where), "")
+
+
+def _asked_messages(row: dict[str, Any], columns: tuple[str, ...], where: str) -> list[Message]:
+    """The messages before an answer that is stored as messages, too."""
+    name = columns[0]
+    if not is_conversation(row.get(name)):
+        raise DataError(
+            f"{where}: {name} is {shown(row.get(name))}, but the answer is a list of messages: if these include the "
+            f"question, name their column alone with --columns; otherwise write both in the same form."
+        )
+    return read_messages(row[name], f"{where}: {name}")
+
+
+def _tools(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
+    return read_tools(row.get(_TOOLS), f"{where}: {_TOOLS}")
 
 
 def _asked(row: dict[str, Any], columns: tuple[str, ...], where: str) -> str:
@@ -160,37 +194,10 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        shown = repr(value)
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-        remedy = f': write it in quotes, "{value}"' if isinstance(value, float) else ""
-        raise DataError(f"{where}: {name} is {shown}; expected a non-empty string{remedy}.")
+        is_number = isinstance(value, float) and math.isfinite(value)
+        remedy = f': write it in quotes, "{value}"' if is_number else ""
+        raise DataError(f"{where}: {name} is {shown(value)}; expected a non-empty string{remedy}.")
     return _encodable(value, f"{where}: {name}")
-
-
-def _messages(value: Any, name: str, where: str) -> list[dict[str, str]]:
-    """Messages, with role and content, or with from and value as in ShareGPT; an empty list for anything else."""
-    if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):  # in some versions of datasets
-        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
-    read = [_message(one) for one in value] if isinstance(value, list) else []
-    messages = [one for one in read if one is not None]
-    if len(messages) < len(read):
-        return []
-    return [{key: _encodable(text, f"{where}: {name}") for key, text in one.items()} for one in messages]
-
-
-def _no_conversation(name: str, where: str, end: str) -> DataError:
-    return DataError(
-        f"{where}: {name} is not a list of messages, each with role and content (or from and value), that {end}."
-    )
-
-
-def _message(one: Any) -> dict[str, str] | None:
-    if not isinstance(one, dict):
-        return None
-    role, content = (one["from"], one.get("value")) if "from" in one else (one.get("role"), one.get("content"))
-    if not isinstance(role, str) or not isinstance(content, str):
-        return None
-    return {"role": _ROLES.get(role, role), "content": content}
 
 
 def _encodable(text: str, where: str) -> str:
@@ -203,6 +210,22 @@ def _encodable(text: str, where: str) -> str:
             f"valid Unicode: remove it, or cut the text elsewhere."
         ) from error
     return text
+
+
+def _checked(exchange: Exchange, where: str) -> Exchange:
+    """A conversation whose texts are all encodable."""
+    for text in _texts(exchange):
+        _encodable(text, where)
+    return exchange
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested lists, tuples and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _read_hub(data: str) -> Rows:

@@ -79,11 +79,28 @@ def _whole(path: Path, content: bytes) -> Table:
     if not content.strip():
         return []
     if content.lstrip()[:1] == b"{":
-        return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
+        try:
+            return _objects((where, _json(line, where)) for where, line in _numbered(path, content))
+        except DataError:
+            _check_several(path, content)
+            raise
     rows = _json(content, str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path} is not a list of objects: rename a file with one object per line to .jsonl.")
     return _objects((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _check_several(path: Path, content: bytes) -> None:
+    """Raises DataError for a file that is one object over several lines."""
+    try:
+        whole = parse_json(content)
+    except ValueError:
+        return
+    lists = ", ".join(name for name, value in whole.items() if isinstance(value, list))
+    raise DataError(
+        f"{path} is one JSON object, not a list of rows: write the rows"
+        f"{f', perhaps those in {lists},' if lists else ''} as a list, or one per line (.jsonl)."
+    )
 
 
 def _list(content: bytes) -> Table | None:

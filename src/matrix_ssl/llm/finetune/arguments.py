@@ -80,6 +80,8 @@ INSTEAD = {
     **dict.fromkeys(("lora_r", "lora_rank"), "set lora"),
     **dict.fromkeys(("lora_alpha", "lora_dropout"), "alpha is twice the rank, and there is no dropout; set lora alone"),
     "load_in_8bit": "use --load-in-4bit",
+    **dict.fromkeys(("assistant_only_loss", "completion_only_loss"),
+                    "answers alone are learned; set answers=all for every answer of a conversation"),
     "packing": "sequences are not packed; MatrixSFTTrainer in Python does it",
 }  # fmt: skip
 

@@ -6,10 +6,9 @@ last, which marks the run as complete.
 """
 
 import dataclasses
-import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,12 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm.data.examples import Examples, collator, make_examples
-from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows
-from matrix_ssl.llm.data.templates import Exchange, check_template
+from matrix_ssl.llm.data.examples import Examples, collator
+from matrix_ssl.llm.data.question_files import Rows, read_rows
+from matrix_ssl.llm.data.templates import check_template
 from matrix_ssl.llm.finetune.arguments import check_batches, one_sentence, try_libraries
 from matrix_ssl.llm.finetune.resume import newest_checkpoint, resuming, warn_of_missing_state
+from matrix_ssl.llm.finetune.selection import Selection, select
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, training_arguments
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import (
@@ -50,15 +50,6 @@ _FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The rows that are measured but not learned."""
-
-    examples: Examples
-    sha256: str  # of their file, if they have one of their own
-    learned_too: int  # rows that are also among those to learn, question and answer
-
-
-@dataclass(frozen=True)
 class Prepared:
     """Everything that a run needs, checked and opened; nothing has been written yet."""
 
@@ -66,9 +57,7 @@ class Prepared:
     device: torch.device
     arguments: "TrainingArguments"
     rows: Rows
-    examples: Examples
-    repeated: int  # rows to learn that repeat an earlier one, question and answer
-    held_out: "HeldOut | None"
+    selection: Selection
     tokenizer: "PreTrainedTokenizerBase"
     model: Any  # a PreTrainedModel, or one that peft has wrapped
     trainer: MatrixTrainer
@@ -76,21 +65,21 @@ class Prepared:
     def headline(self) -> str:
         """One line on model, data, loss and device."""
         s, o, processes = self.settings, self.settings.objective, distributed.world_size()
+        examples, held_out = self.selection.examples, self.selection.held_out
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
         kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
+        steps = self.arguments.max_steps  # -1: as many as the epochs need
+        length = _several(steps, "step") if steps > 0 else _several(s.epochs, "epoch")
         return (
-            f"{s.model}, {kind}; {_several(len(self.examples), 'example')}, {self.examples.learned} tokens to learn"
-            f"{f', {len(self.held_out.examples)} held out' if self.held_out is not None else ''}; {loss}; "
-            f"{_several(s.epochs, 'epoch')} of batch {s.batch_size}, seed {s.seed}; "
+            f"{s.model}, {kind}; {_several(len(examples), 'example')}, {examples.learned} tokens to learn"
+            f"{f', {len(held_out.examples)} held out' if held_out is not None else ''}; {loss}; "
+            f"{length} of batch {s.batch_size}, seed {s.seed}; "
             f"{devices.device_name(self.device)}, {processes} process{'es' if processes > 1 else ''}"
         )
 
     def counts(self) -> dict[str, int]:
         """Numbers of rows, examples and tokens."""
-        e = self.examples
-        held_out = {} if self.held_out is None else {"held_out": len(self.held_out.examples)}
-        return {"rows": len(self.rows.rows), "examples": len(e), "cut": e.cut, "dropped": e.dropped,
-                "tokens": len(e.tokens), "tokens_learned": e.learned} | held_out  # fmt: skip
+        return {"rows": len(self.rows.rows)} | self.selection.counts()
 
     def description(self) -> dict[str, Any]:
         """The content of ``config.json``."""
@@ -98,30 +87,16 @@ class Prepared:
         places = {"data": settings.pop("data")}
         if eval_data := settings.pop("eval_data"):
             places["eval_data"] = eval_data
-        if not settings["held_out"]:
-            del settings["held_out"]  # runs of earlier versions have none
-        own = {} if self.held_out is None or not self.held_out.sha256 else {"eval_data_sha256": self.held_out.sha256}
+        for name, usual in (("held_out", 0), ("answers", "last")):  # runs of earlier versions have neither
+            if settings[name] == usual:
+                del settings[name]
+        held_out = self.selection.held_out
+        own = {} if held_out is None or not held_out.sha256 else {"eval_data_sha256": held_out.sha256}
         return {"places": places, "settings": settings, "data_sha256": self.rows.sha256} | own
 
     def remarks(self) -> list[str]:
         """Sentences about what a user may not expect of the data."""
-        sentences, e = [], self.examples
-        if e.cut or e.dropped:
-            sentences.append(
-                f"max_length={self.settings.max_length} truncates {e.cut} sequences and skips {e.dropped} rows whose "
-                f"answer would be cut off entirely."
-            )
-        if self.repeated:
-            sentences.append(
-                f"{self.repeated} of the {len(e) + e.dropped} rows to learn repeat an earlier one, question and answer."
-            )
-        if self.held_out is not None and self.held_out.learned_too:
-            sentences.append(
-                f"Warning: {self.held_out.learned_too} of the {len(self.held_out.examples)} held-out rows are also "
-                f"learned, question and answer, so the held-out loss says less about new ones: remove them from one "
-                f"side."
-            )
-        return sentences
+        return self.selection.remarks(max_length=self.settings.max_length)
 
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
@@ -131,8 +106,8 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     rows = read_rows(settings.data)
     tokenizer = open_tokenizer(settings.model)
     check_template(settings.template, tokenizer)
-    examples, repeated, held_out = _examples(settings, rows, tokenizer)
-    check_batches(arguments, len(examples))
+    selection = select(settings, rows, tokenizer)
+    check_batches(arguments, len(selection.examples))
     if settings.lora and settings.model.startswith(FROM_CONFIG):
         raise ConfigError(
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
@@ -144,16 +119,14 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
             f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
             f"use the model before quantization."
         )
-    for part in (examples, *([held_out.examples] if held_out is not None else ())):
+    for part in selection.parts:
         _check_tokens(part, model, settings)
     check_trainable(model, arguments, settings.objective)
     check_causal(model, settings.model)
     if settings.lora:
         model = add_lora(model, rank=settings.lora, seed=settings.seed)
-    trainer = _make_trainer(
-        model, tokenizer, (examples, held_out.examples if held_out else None), arguments, settings.objective
-    )
-    return Prepared(settings, device, arguments, rows, examples, repeated, held_out, tokenizer, model, trainer)
+    trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings.objective)
+    return Prepared(settings, device, arguments, rows, selection, tokenizer, model, trainer)
 
 
 def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
@@ -210,42 +183,6 @@ def remove_checkpoints(out: Path) -> None:
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
-def _examples(
-    settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[Examples, int, HeldOut | None]:
-    """The rows to learn, how many of them repeat an earlier one, and the held-out rows."""
-    asked = exchanges(rows, find_columns(rows, settings.columns))
-    kept: list[Exchange] = []
-    name, sha256 = settings.data, ""
-    learned_rows, kept_rows = list(range(len(asked))), list[int]()  # in their files, from 0
-    if settings.eval_data:
-        others = read_rows(settings.eval_data)
-        kept, name, sha256 = exchanges(others, find_columns(others, settings.columns)), others.name, others.sha256
-        kept_rows = list(range(len(kept)))
-    elif settings.held_out:
-        number = round(settings.held_out * len(asked))
-        if not 0 < number < len(asked):
-            raise ConfigError(
-                f"held_out={settings.held_out:g} of {len(asked)} rows holds out {number}: leave rows on both sides."
-            )
-        order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        kept_rows, learned_rows = sorted(order[:number]), sorted(order[number:])
-        kept, asked = [asked[i] for i in kept_rows], [asked[i] for i in learned_rows]
-
-    def make(some: list[Exchange], file: str, numbers: list[int]) -> Examples:
-        return make_examples(
-            some, template=settings.template, tokenizer=tokenizer, max_length=settings.max_length,
-            where=lambda index: f"{file}, row {numbers[index] + 1}",
-        )  # fmt: skip
-
-    learned = {hash(json.dumps(exchange)) for exchange in asked}
-    examples, repeated = make(asked, rows.name, learned_rows), len(asked) - len(learned)
-    if not kept:
-        return examples, repeated, None
-    learned_too = sum(hash(json.dumps(exchange)) in learned for exchange in kept)
-    return examples, repeated, HeldOut(make(kept, name, kept_rows), sha256, learned_too)
-
-
 def _several(number: float, what: str) -> str:
     """A number and its noun, which has a plural s unless the number is 1."""
     shown = f"{number:g}" if isinstance(number, float) else str(number)
@@ -282,15 +219,18 @@ def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list
             text += f"{kept['step']}, the model that is kept"
         sentences.append(f"{text}.")
     if steps <= _FEW_STEPS:
+        remedy = f"raise epochs ({settings.epochs:g})"
+        if any(assignment.startswith("max_steps=") for assignment in settings.arguments):
+            remedy = "raise max_steps"
         sentences.append(
             f"The training had only {_several(steps, 'step')}: with few data, lower batch_size (it is "
-            f"{settings.batch_size}) or raise epochs ({settings.epochs:g})."
+            f"{settings.batch_size}) or {remedy}."
         )
     return sentences
 
 
 def _make_trainer(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", data: tuple[Examples, Examples | None],
+    model: Any, tokenizer: "PreTrainedTokenizerBase", data: Sequence[Examples],
     arguments: "TrainingArguments", matrix: Objective,
 ) -> MatrixTrainer:  # fmt: skip
     """The trainer, which must not write yet; what its library would reject in the middle of a run is rejected here."""
@@ -301,7 +241,7 @@ def _make_trainer(
         with temporary_folder() as folder:
             arguments.output_dir = str(folder)  # the library creates it immediately
             trainer = MatrixTrainer(
-                model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1],
+                model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1] if len(data) > 1 else None,
                 data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
             )  # fmt: skip
         try_libraries(trainer)

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -48,6 +48,7 @@ class FineTuneSettings:
     eval_data: str = ""  # the same, for held-out questions and answers; empty: none
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the rows of ``data`` to measure, not learn
     columns: tuple[str, ...] = ()  # with questions and answers, or with messages; empty: those with the usual names
+    answers: Literal["last", "all"] = "last"  # which of a conversation are learned; all: each is an example of its own
     objective: Objective = DEFAULTS
     lora: NonNegativeInt = 0  # rank of adapters on all linear layers except the head; 0: all weights are trained
     load_in_4bit: bool = False  # hold the linear layers below the adapters in four bits
@@ -88,8 +89,9 @@ class FineTuneSettings:
         """Sequences per micro-batch of one process."""
         parts = processes * self.gradient_accumulation
         if self.batch_size % parts:
+            times = f"{processes} processes times " if processes > 1 else ""
             raise ConfigError(
-                f"batch_size={self.batch_size} is not divisible by {processes} processes times "
+                f"batch_size={self.batch_size} is not divisible by {times}"
                 f"gradient_accumulation={self.gradient_accumulation}."
             )
         return self.batch_size // parts

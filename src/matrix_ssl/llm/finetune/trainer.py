@@ -279,7 +279,8 @@ class Recorder(TrainerCallback):
             return
         names = [f"eval_{key}" for key in ("loss", *_MEASURES)]
         self._write({"step": state.global_step, **{key: metrics[key] for key in names if key in metrics}})
-        self._display.say(f"step {state.global_step}/{state.max_steps}  held out: loss {metrics['eval_loss']:.4g}")
+        text = "  ".join(f"{key} {metrics[f'eval_{key}']:.4g}" for key in ("loss", "ce") if f"eval_{key}" in metrics)
+        self._display.say(f"step {state.global_step}/{state.max_steps}  held out: {text}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Writes a line of training metrics."""
