@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import operator
 from collections.abc import Sequence
 
@@ -129,7 +128,7 @@ def _entropies(
 def _joint(rows: Sequence[Tensor], grams: dict[int, Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:
     """The entropy of the elementwise product of linear kernels, on the smaller side; ``grams`` caches n x n kernels."""
     factors = [rows[number] for number in numbers]
-    if math.prod(x.shape[-1] for x in factors) < factors[0].shape[-2]:
+    if functools.reduce(operator.mul, [x.shape[-1] for x in factors]) < factors[0].shape[-2]:
         columns = functools.reduce(lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2), factors)
         return _gram_entropy(smaller_product(columns), alpha)
     for number in numbers:
