@@ -9,6 +9,7 @@ from matrix_ssl.compare.comparison import ComparisonRun
 from matrix_ssl.compare.options import lacking, read_options
 from matrix_ssl.compare.plan import choose_methods, most_trials, next_trial, runs
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.methods import find_method
 from matrix_ssl.runs.files import read_json, write_text
 from tests.compare.test_own_methods import OWN
 from tests.compare.test_plan import demo, make_plan
@@ -69,6 +70,15 @@ class TestChoice:
         assert _reference(names, None, "matrix_ssl", plan=None) == "simclr"
         with pytest.raises(ConfigError, match=r"--reference 'simclr:temperature=0.4' is not among the methods. Did"):
             _reference(names, "simclr:temperature=0.4", "matrix_ssl", plan=None)
+
+
+def test_other_commands_name_the_setting() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_method("simclr:temperature=0.5:hidden_dim=64")
+    assert str(caught.value) == (
+        "method.name='simclr:temperature=0.5:hidden_dim=64': only a comparison names options like this; use --set "
+        "method.temperature=0.5 --set method.hidden_dim=64."
+    )
 
 
 class TestPlan:
