@@ -86,7 +86,7 @@ def test_a_job_that_was_killed_is_reported_and_done_again(
         assert [row["error"] for row in found["tuning"]["rows"] if "error" in row] == [reason]
     assert len(before) == 4 and f"c/{job}" not in before
     again = compare(tmp_path, SMALL)
-    assert again.err.splitlines()[0] == "1 methods, 5 jobs (4 done), 2 at a time on cpu: c"
+    assert again.err.splitlines()[0] == "1 method, 5 jobs (4 done), 2 at a time on cpu: c"
     if job == RUN:
         assert (
             len(again.err.splitlines()) == 2 and {k: v for k, v in moments(tmp_path).items() if k in before} == before
@@ -198,7 +198,7 @@ def test_programs_that_are_started_for_themselves_behave_alike(tmp_path: Path) -
     assert "error: Stopped by SIGTERM after step 3" in (run / "output.txt").read_text()
     (tmp_path / "hold").unlink()
     again = compare(tmp_path, arguments)
-    assert again.err.splitlines()[0].startswith("1 methods, 2 jobs (1 done)")
+    assert again.err.splitlines()[0].startswith("1 method, 2 jobs (1 done)")
     (tmp_path / "other").mkdir()
     compare(tmp_path / "other", arguments)
     name = "c/runs/held-1-epochs/seed-0"

@@ -120,6 +120,7 @@ class TestOverride:
             ("flips=1", r"Unknown setting 'flips'\. Did you mean 'views.0.flip' or 'views.1.flip'\?"),
             ("optimizer.learning_rat=3", r"Unknown setting .*Did you mean 'optimizer.learning_rate'\?"),
             ("optimiser=3", r"Unknown setting 'optimiser'"),
+            ("temprature=3", r"An option of the method is written 'method.temprature'\. Known: batch_parts"),
             ("data=cifar10", r"Unknown setting 'data'"),
             ("data.source.x=3", r"Unknown setting 'data.source.x'"),
             ("epochs=many", r"epochs=many: expected an integer of at least 1\."),

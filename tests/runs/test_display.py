@@ -35,15 +35,20 @@ def test_plain_lines_where_there_is_no_terminal():
     assert re.fullmatch(expected, last)
 
 
-def test_a_line_every_ten_seconds_with_speed_and_time_left(monkeypatch):
+@pytest.mark.parametrize(
+    ("images", "speeds"), [(256, ["43", "34"]), (2, ["0.33", "0.27"]), (60, ["10", "8"]), (59, ["9.8", "7.9"])]
+)
+def test_a_line_every_ten_seconds_with_speed_and_time_left(monkeypatch, images, speeds):
     clock = iter([100.0, 105.0, 112.0, 115.0, 130.0])  # start, then one reading a step
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     file = io.StringIO()
     with Display(console(file)).training(done=10, total=1000) as shown:
         for step in range(11, 15):
-            shown.step(step, 256, None, TERMS)
+            shown.step(step, images, None, TERMS)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
-    assert lines == ["step 12/1000  43 img/s  1:38:48 left", "step 14/1000  34 img/s  2:03:15 left"]
+    assert lines == [
+        f"step 12/1000  {speeds[0]} img/s  1:38:48 left", f"step 14/1000  {speeds[1]} img/s  2:03:15 left",
+    ]  # fmt: skip
 
 
 def test_a_terminal_gets_a_bar():

@@ -217,6 +217,21 @@ def test_a_folder_without_configuration_is_no_run_folder(tmp_path: Path) -> None
         read_config(tmp_path)
 
 
+def test_a_comparison_and_a_file_are_told_from_a_run(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.json"):
+        read_config(tmp_path)
+    folder = tmp_path / "runs" / "simclr-8-epochs" / "seed-0"
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", to_dict(RunConfig()))
+    with pytest.raises(RunFolderError) as caught:
+        read_config(tmp_path)
+    assert str(caught.value) == f"{tmp_path} is a comparison, not a run: name one of its runs, such as {folder}."
+    with pytest.raises(RunFolderError) as caught:
+        read_config(tmp_path / "compare.json")
+    assert str(caught.value) == f"{tmp_path / 'compare.json'} is a file, not a run folder."
+
+
 def test_read_config_gives_back_what_was_written(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", to_dict(RunConfig(epochs=7)))
     assert read_config(tmp_path) == RunConfig(epochs=7)

@@ -237,6 +237,20 @@ def test_the_options_of_the_method_are_filled_in() -> None:
     assert setup.complete(setup.complete(RunConfig())) == setup.complete(RunConfig())
 
 
+@pytest.mark.parametrize(
+    ("settings", "views"),
+    [
+        ((), "8 px"),
+        (("views.0.count=3",), "4 views of 8 px"),
+        (("views.2.count=4", "views.2.image_size=4"), "2 views of 8 px, 4 views of 4 px"),
+        (("views.0.image_size=16", "views.1.image_size=16"), "2 views of 16 px"),
+    ],
+)
+def test_the_headline_counts_the_views(digits: Source, settings: tuple[str, ...], views: str) -> None:
+    line = setup.headline(config.override(find_recipe("demo"), settings), digits, torch.device("cpu"))
+    assert f": tiny_resnet, {views}, " in line
+
+
 def test_nothing_is_written_before_training(tmp_path: Path, digits: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     setup.prepare(configure(), source=digits, device=CPU, display=QUIET)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from matrix_ssl.cli import options
 from matrix_ssl.config import check_agreement, split_assignment
+from matrix_ssl.config.method_names import short_name
 from matrix_ssl.errors import ConfigError, TrainingError, did_you_mean
 from matrix_ssl.runs.files import read_object
 from matrix_ssl.runs.folder import check_folder, held
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 @click.command()
 @options.recipe
 @click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, separated "
-              "by commas; all: every built-in method that suits the encoder.")  # fmt: skip
+              "by commas; all: every built-in method that suits the encoder; NAME:OPTION=VALUE: a method with its own "
+              "value of an option.")  # fmt: skip
 @options.data
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds per method.")
 @click.option("--budget", type=click.IntRange(1), metavar="EPOCHS", help="Epochs per run.  [default: the recipe's]")
@@ -146,8 +148,9 @@ def _run(
         if trials_from is not None:
             options.say(f"{adopt(comparison, trials_from)} trials are those of {trials_from}.")
         done, total = comparison.count()
+        count = len(comparison.plan.methods)
         options.say(
-            f"{len(comparison.plan.methods)} methods, {total} jobs ({done} done), {len(where)} at a time on "
+            f"{count} method{'s' if count > 1 else ''}, {total} jobs ({done} done), {len(where)} at a time on "
             f"{where[0].device}: {out}"
         )
         with _progress(comparison) as (ended, running):
@@ -186,13 +189,13 @@ def _check_trials(given: dict[str, Any], *, taken: bool) -> None:
 
 def _reference(names: tuple[str, ...], name: str | None, recommended: str, *, plan: Path | None) -> str:
     """The method named by ``--reference``, or else that of the comparison in the folder, the recipe's, or the first."""
-    stems = {Path(name).stem: name for name in names}
+    short = {short_name(name): name for name in names}
     if name is None:
         recorded = read_object(plan, "reference")["reference"] if plan is not None and plan.exists() else ""
-        return stems.get(Path(str(recorded)).stem) or stems.get(recommended) or names[0]
-    if Path(name).stem not in stems:
-        raise ConfigError(f"--reference {name!r} is not among the methods.{did_you_mean(name, stems)}")
-    return stems[Path(name).stem]
+        return short.get(short_name(str(recorded))) or short.get(recommended) or names[0]
+    if short_name(name) not in short:
+        raise ConfigError(f"--reference {name!r} is not among the methods.{did_you_mean(name, short)}")
+    return short[short_name(name)]
 
 
 @contextmanager

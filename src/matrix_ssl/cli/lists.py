@@ -52,7 +52,9 @@ def _first_lines() -> dict[str, str]:
 @click.command()
 @options.run
 def report(run: Path) -> None:
-    """Write the page RUN/report.html from the files of the run."""
+    """Write the page RUN/report.html from the files of the run, or compare.html from those of a comparison."""
     from matrix_ssl.report import write_report
+    from matrix_ssl.report.comparison.data import RESULTS
+    from matrix_ssl.report.comparison.page import write_comparison
 
-    options.show(report=write_report(run))
+    options.show(report=write_comparison(run) if (run / RESULTS).is_file() else write_report(run))

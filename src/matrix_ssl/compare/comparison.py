@@ -12,6 +12,7 @@ from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
 from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs, with_seeds
 from matrix_ssl.compare.plan import public as public_job
+from matrix_ssl.config.method_names import file_name, short_name
 from matrix_ssl.errors import ConfigError, RunFolderError
 from matrix_ssl.evaluate.baselines import Baseline
 from matrix_ssl.report.comparison.data import RESULTS
@@ -104,8 +105,8 @@ class ComparisonRun:
         names = [*methods, reference] if isinstance(methods, list) else [None]
         if not (all(isinstance(name, str) for name in names) and type(seeds) is int):
             return []  # damaged, and so a different comparison
-        named = {Path(name).stem for name in self.plan.methods}
-        if left_out := [stem for name in methods if (stem := Path(name).stem) not in named]:
+        named = set(map(short_name, self.plan.methods))
+        if left_out := [name for name in map(short_name, methods) if name not in named]:
             raise RunFolderError(
                 f"{self.out} compares {', '.join(left_out)} as well: name all of its methods and those to add in "
                 "--methods, or choose a different folder with --out."
@@ -113,9 +114,9 @@ class ComparisonRun:
         now = self.plan.describe()
         own = list(now["methods"])
         more = {
-            "methods": set(map(jobs.file_name, methods)) <= set(own) and methods != own,
+            "methods": set(map(file_name, methods)) <= set(own) and methods != own,
             "seeds": seeds < self.plan.seeds,
-            "reference": jobs.file_name(reference) == now["reference"] != reference,
+            "reference": file_name(reference) == now["reference"] != reference,
         }
         return [key for key, is_more in more.items() if is_more]
 

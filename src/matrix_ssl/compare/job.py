@@ -22,6 +22,7 @@ from torch import nn
 
 from matrix_ssl import config as configuration
 from matrix_ssl.config import DataConfig, RunConfig, system
+from matrix_ssl.config.method_names import file_name
 from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data import Source, has_test_split, open_source, split_source
 from matrix_ssl.data.sources import Split, choose_subset
@@ -152,11 +153,6 @@ def run_job(folder: Path) -> dict[str, Any]:
 def identify(stage: str, method: str, config: RunConfig) -> str:
     """Identifies the result of a job, independently of where the method's file is."""
     return fingerprint(stage, file_name(method), configuration.identifying(with_method(config, file_name)))
-
-
-def file_name(method: str) -> str:
-    """The name of a method, for a file without its folders."""
-    return Path(method).name if method.endswith(".py") else method
 
 
 def with_method(config: RunConfig, rename: Callable[[str], str]) -> RunConfig:

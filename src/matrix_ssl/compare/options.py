@@ -1,11 +1,14 @@
-"""Options of methods in a comparison, ``method.OPTION=VALUE``: each applies to the methods that have it."""
+"""Options of methods in a comparison, ``method.OPTION=VALUE``: each applies to the methods that have it.
+
+A method that is named with a value of its own, ``NAME:OPTION=VALUE``, keeps it.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matrix_ssl.config import RunConfig, split_assignment
+from matrix_ssl.config.method_names import short_name, split_name
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.methods import complete_options, find_method, option_defaults
 
@@ -31,17 +34,23 @@ def read_options(options: Mapping[str, str], methods: Sequence[str]) -> dict[str
     """The values of options by name, converted to the types that the methods with these options declare.
 
     Raises:
-        ConfigError: none of the methods has an option, or a value has the wrong type or is out of range.
+        ConfigError: none of the methods has an option, or all have a value of their own, or a value has the wrong type
+            or is out of range.
     """
     values: dict[str, Any] = {}
     known: set[str] = set()
     for name in methods:
-        kind = find_method(name)
-        own = options.keys() & option_defaults(kind)
+        plain, fixed = split_name(name)
+        kind = find_method(plain)
+        own = (options.keys() & option_defaults(kind)) - fixed.keys()
         complete = complete_options(kind, {option: options[option] for option in own})
         values |= {option: complete[option] for option in own}
         known |= complete.keys()
     for option in options:
+        if option in known and option not in values:
+            raise ConfigError(
+                f"--set method.{option}: every method with this option has a value of its own; remove it."
+            )
         if option not in values:
             near = did_you_mean(option, known)
             raise ConfigError(f"Unknown setting 'method.{option}': none of the methods has this option.{near}")
@@ -57,8 +66,10 @@ def with_options(base: RunConfig, options: Mapping[str, Any]) -> tuple[RunConfig
 
 
 def lacking(options: Mapping[str, Any], methods: Sequence[str]) -> Iterator[str]:
-    """A sentence about each option that some of the methods lack."""
+    """A sentence about each option that some of the methods lack or have their own value of."""
     for option, value in options.items():
-        having = [Path(name).stem for name in methods if option in option_defaults(find_method(name))]
-        if len(having) < len(methods):
-            yield f"method.{option}={value} is for {', '.join(having)}: the other methods have no such option."
+        having = [method for method in methods if option in option_defaults(find_method(split_name(method)[0]))]
+        taking = [short_name(method) for method in having if option not in split_name(method)[1]]
+        own = "" if len(taking) == len(having) else ", or a value of their own"
+        if len(taking) < len(methods):
+            yield f"method.{option}={value} is for {', '.join(taking)}: the other methods have no such option{own}."

@@ -10,14 +10,14 @@ neighbours. With several seeds, a trial is judged by their mean, so that a lucky
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare.job import file_name
 from matrix_ssl.config import RunConfig
+from matrix_ssl.config.method_names import file_name, folder_name, join_name, short_name, split_name
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.encoder import architectures
 from matrix_ssl.errors import ConfigError
@@ -37,7 +37,7 @@ class Plan:
     """The whole comparison; ``plan.json`` in its folder."""
 
     base: RunConfig  # the recipe with the changes for all; its method and seed are replaced
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # as ``choose_methods`` returns them
     reference: str  # the method that the others are compared with
     seeds: int
     budget: int  # epochs of every method
@@ -74,7 +74,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The job's folder, relative to that of the comparison."""
-        name = Path(self.method).stem
+        name = folder_name(self.method)
         if self.stage == "baselines":
             return Path("baselines")
         if self.stage == "public":
@@ -92,42 +92,68 @@ class Job:
             return str(self.settings["name"])
         what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
         seed = f", seed {self.trial_seed}" if self.trial_seed else ""
-        return f"{Path(self.method).stem}, {what} {self.number}{seed}"
+        return f"{short_name(self.method)}, {what} {self.number}{seed}"
 
 
 def choose_methods(text: str, base: RunConfig) -> tuple[str, ...]:
     """The methods in a comma-separated list, files by absolute path; ``all`` stands for those of the package.
 
-    ``all`` leaves out methods that need an encoder with tokens if the run ``base`` has a different one.
+    ``NAME:OPTION=VALUE`` is a method with a value of its own for an option, written as the option's type writes it, so
+    that 0.5 and .50 are the same. ``all`` leaves out methods that need an encoder with tokens if the run ``base`` has a
+    different one.
 
     Raises:
-        ConfigError: a method does not exist or needs a different encoder, or two have the same name.
+        ConfigError: a method or option does not exist, a value does not fit, a method needs a different encoder, or two
+            have the same name.
     """
     methods: list[str] = []
     for name in filter(None, map(str.strip, text.split(","))):
         suitable = [known for known in list_methods() if name == "all" and _refusal(known, base) is None]
-        methods += suitable if name == "all" else [str(expanded(name).resolve()) if name.endswith(".py") else name]
+        methods += suitable if name == "all" else [_in_full(name)]
     methods = list(dict.fromkeys(methods))
     if not methods:
         raise ConfigError(f"--methods {text!r}: list at least one method, or use 'all'.")
     for name in methods:
         if (refusal := _refusal(name, base)) is not None:
             raise refusal
-    stems = [Path(name).stem for name in methods]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise ConfigError(f"--methods: two methods are called {stem!r}; rename the file.")
+    names = [folder_name(name) for name in methods]
+    for name, folder in zip(methods, names, strict=True):
+        if names.count(folder) > 1:
+            raise ConfigError(f"--methods: two methods are called {short_name(name)!r}; rename the file.")
     return tuple(methods)
+
+
+def _in_full(method: str) -> str:
+    """A method with its file by absolute path, and its own options in order and as their types write them."""
+    name, given = split_name(method)
+    name = str(expanded(name).resolve()) if name.endswith(".py") else name
+    known, _, rest = name.partition(":")
+    if rest and (known in list_methods() or known.endswith(".py")):
+        raise ConfigError(f"--methods {method!r}: write an option as {known}:OPTION=VALUE.")
+    return join_name(name, {option: _text(value) for option, value in _own_options(name, given).items()})
+
+
+def _own_options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """The values of some of a method's options, in the order of its constructor, from their text."""
+    if not given:
+        return {}
+    complete = complete_options(find_method(name), given)
+    return {option: value for option, value in complete.items() if option in given}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refusal(method: str, base: RunConfig) -> ConfigError | None:
     """Why a method cannot train the encoder of a run; None if it can. Raises the errors of ``find_method``."""
-    kind, data = find_method(method), base.data
+    name, _ = split_name(method)
+    kind, data = find_method(name), base.data
     if not kind.needs_tokens:
         return None
     channels = len(data.mean) or 3  # any number if it is not measured yet: tokens do not depend on it
     encoder = architectures.outline(base.network, image_size=data.image_size, channels=channels)
-    named = dataclasses.replace(base, method=dataclasses.replace(base.method, name=method))
+    named = dataclasses.replace(base, method=dataclasses.replace(base.method, name=name))
     try:
         setup.check_tokens(kind, encoder, named)
     except ConfigError as error:
@@ -207,18 +233,20 @@ def _job(
 
 
 def _variants(plan: Plan, method: str) -> list[dict[str, Any]]:
-    """The variants that a method proposes, by dotted keys, without those that the recipe already has."""
-    kind = find_method(method)
+    """The variants that a method proposes, by dotted keys: none that the recipe has, or that change its own options."""
+    name, own = split_name(method)
+    kind = find_method(name)
     usual = complete_options(kind, _with_method(plan, method).method.options)
     return [
-        {f"method.{name}": value for name, value in variant.items()}
+        {f"method.{option}": value for option, value in variant.items()}
         for variant in kind.variants
-        if any(usual.get(name) != value for name, value in variant.items())
+        if any(usual.get(option) != value for option, value in variant.items()) and not own.keys() & variant.keys()
     ]
 
 
 def _with_method(plan: Plan, method: str) -> RunConfig:
     """The base run with a different method and nothing else changed, whatever the method's paper recommends."""
-    run, known = setup.use_method(plan.base, method, papers=False), option_defaults(find_method(method))
-    options = {name: value for name, value in plan.options.items() if name in known}
+    name, own = split_name(method)
+    run, known = setup.use_method(plan.base, name, papers=False), option_defaults(find_method(name))
+    options = {option: value for option, value in plan.options.items() if option in known} | _own_options(name, own)
     return dataclasses.replace(run, method=dataclasses.replace(run.method, options={**run.method.options, **options}))

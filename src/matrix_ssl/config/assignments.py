@@ -156,7 +156,11 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     elif "options" in target and leaf != "options":  # of a method, whose class knows their names
         target["options"] = {**target["options"], leaf: value}
     else:
-        raise ConfigError(f"Unknown setting {key!r}.{_nearest(key, [name for name, _ in flatten(values)])}")
+        known = [name.replace("method.options.", "method.") for name, _ in flatten(values)]
+        near = _nearest(key, known)
+        of_method = "method" in values and key not in values and "." not in key and "Did you mean" not in near
+        hint = f" An option of the method is written 'method.{key}'." if of_method else ""
+        raise ConfigError(f"Unknown setting {key!r}.{hint}{near}")
 
 
 def _at(groups: list[dict[str, Any]], place: str, key: str) -> dict[str, Any] | None:

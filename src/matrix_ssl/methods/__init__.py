@@ -12,6 +12,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from matrix_ssl.config.method_names import split_name
 from matrix_ssl.config.untrusted import is_file
 from matrix_ssl.errors import ConfigError, did_you_mean
 from matrix_ssl.methods._base import Method, StepOutput, TeacherMethod, check_options
@@ -87,6 +88,9 @@ def find_method(name: str) -> type[Method]:
             raise ConfigError(f"method.name={name!r}: {_where(error, file)}{type(error).__name__}: {error}") from error
     elif name in list_methods():
         module = importlib.import_module(f"{__name__}.{name}")
+    elif options := split_name(name)[1]:
+        settings = " ".join(f"--set method.{option}={value}" for option, value in options.items())
+        raise ConfigError(f"method.name={name!r}: only a comparison names options like this; use {settings}.")
     elif ":" in name:
         raise ConfigError(
             f"method.name={name!r} is a class of a program: in Python, pass it as method= to matrix_ssl.pretrain."

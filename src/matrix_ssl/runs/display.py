@@ -64,11 +64,12 @@ class Display:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (done - self._first) / seconds
         left = _clock((self._total - done) / rate if rate else float("inf"))
-        text = f"step {done}/{self._total}  {rate * images:,.0f} img/s  {left} left  {self._text}"
+        speed = f"{_speed(rate * images)} img/s"
+        text = f"step {done}/{self._total}  {speed}  {left} left  {self._text}"
         if self._notebook is not None:
             self._notebook.update(done, self._total, text)
         elif self._bar is not None:
-            self._bar.update(self._task, completed=done, rate=f"{rate * images:,.0f} img/s", text=self._text)
+            self._bar.update(self._task, completed=done, rate=speed, text=self._text)
         elif seconds - self._last >= _SECONDS_BETWEEN_LINES or done == self._total:
             self._last = seconds
             self.say(text)
@@ -91,6 +92,10 @@ class Display:
 
     def _in_notebook(self) -> bool:
         return self._console.is_jupyter and not self._console.quiet
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _clock(seconds: float) -> str:

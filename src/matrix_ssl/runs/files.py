@@ -123,6 +123,8 @@ def read_json(path: Path) -> Any:
         return parse_json(read_file(path), change=current_names)
     except FileNotFoundError:
         raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}.") from None
+    except NotADirectoryError:
+        raise RunFolderError(f"{path.parent} is a file, not a run folder.") from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {why(error)}. Put the right file back, or remove it.") from error
 

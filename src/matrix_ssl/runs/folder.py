@@ -53,6 +53,8 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
 
 def read_config(run: Path) -> RunConfig:
     """The configuration of a run folder; raises RunFolderError if it is not a run folder or is damaged."""
+    if (run / "compare.json").is_file() and (compared := sorted(run.glob(f"runs/*/*/{CONFIG}"))):
+        raise RunFolderError(f"{run} is a comparison, not a run: name one of its runs, such as {compared[0].parent}.")
     try:
         return configuration.from_dict(read_json(run / CONFIG))
     except ConfigError as error:

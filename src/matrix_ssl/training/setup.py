@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -87,8 +88,11 @@ def headline(config: RunConfig, source: Source, device: torch.device) -> str:
     threads = _counted(torch.get_num_threads(), "thread")
     where = devices.device_name(device) + (f", {threads}" if device.type == "cpu" else "")
     precision = devices.describe_precision(devices.choose_precision(config.precision, device), device)
-    size = f"{config.data.image_size} px"
-    views = ", ".join([size, *(f"{view.count} views of {view.image_size}" for view in config.views if view.image_size)])
+    counts: Counter[int] = Counter()
+    for view in config.views:
+        counts[view.image_size or config.data.image_size] += view.count
+    usual = counts == {config.data.image_size: 2}
+    views = ", ".join(f"{'' if usual else _counted(n, 'view') + ' of '}{size} px" for size, n in counts.items())
     return (
         f"{config.method.name} on {len(source)} images of {source.name!r}: {config.network.encoder}, "
         f"{views}, {_counted(config.epochs, 'epoch')} of batch {config.batch_size}, seed {config.seed}; "

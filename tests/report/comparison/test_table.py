@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from matrix_ssl.config.method_names import method_names
 from matrix_ssl.errors import RunFolderError
 from matrix_ssl.report.comparison import table
-from matrix_ssl.report.comparison.data import Comparison, method_names, parse_comparison, read_comparison
+from matrix_ssl.report.comparison.data import Comparison, parse_comparison, read_comparison
 from matrix_ssl.report.comparison.table import rows
 from matrix_ssl.report.comparison.words import notes, p_value, verdict
 from matrix_ssl.report.formats import points

@@ -3,8 +3,7 @@
 What is missing is empty. A row that repeats a method, epochs and seed replaces the earlier one.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from matrix_ssl.config.method_names import method_names
 from matrix_ssl.report.comparison.statistics import Pair, PairedDifference, against, over_common_seeds, pairwise
 from matrix_ssl.report.measures import MEASURES, Measure
 from matrix_ssl.report.records import Number, Text, parse, read
@@ -273,13 +273,6 @@ def _compare(results: Results) -> Comparison:
         measures=[m for m in MEASURES if any(entry.scores(m.key) for entry in entries)],
         main=next((m for m in MEASURES if m.key == results.measure), _LINEAR),
     )
-
-
-def method_names(methods: Iterable[str]) -> dict[str, str]:
-    """Short, distinct names: a method's own, the stem of a file, or the whole path if stems coincide."""
-    unique = list(dict.fromkeys(methods))
-    stems = [re.split(r"[/\\]", m)[-1].removesuffix(".py") or m for m in unique]
-    return {m: stem if stems.count(stem) == 1 else m for m, stem in zip(unique, stems, strict=True)}
 
 
 def _entries(results: Results, names: Mapping[str, str]) -> list[Entry]:
