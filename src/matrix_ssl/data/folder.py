@@ -50,6 +50,10 @@ class FolderSource(Source):
     def highest_level(self, index: int) -> int:
         return highest_level(self._folder / self._files[index])
 
+    def has_pages(self, index: int) -> bool:
+        file = self._files[index]
+        return _may_have_pages(file) and len(pages_of(read_content(self._folder / file), most=2)) > 1
+
     def where(self, index: int) -> str:
         page = f"[{page}]" if (page := self._page(index)) else ""
         return f"{self._folder / self._files[index]}{page}"
@@ -71,7 +75,7 @@ class FolderSource(Source):
         return 0 if self._pages is None else int(self._pages[index])
 
     def _page_numbers(self, file: str) -> list[int]:
-        if Path(file).suffix.lower() not in _PAGED:
+        if not _may_have_pages(file):
             return [0]
         try:
             return pages_of(read_content(self._folder / file))
@@ -129,6 +133,10 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
         remarks += [describe_classes(folder, names)] if classes is None else []
     source.remarks = tuple(remarks)
     return source
+
+
+def _may_have_pages(file: str) -> bool:
+    return Path(file).suffix.lower() in _PAGED
 
 
 def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
