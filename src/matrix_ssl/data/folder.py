@@ -117,7 +117,7 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
     if "" in folders or (classes is None and len(folders) < 2):
         stray = [file for file, parent in zip(files, parents, strict=True) if not parent]
         source = FolderSource(name, folder, files, labels=None, classes=None)
-        source.unlabelled_because = _why_unlabelled(folders, stray, len(files))
+        source.unlabelled_because = _why_unlabelled(folder, files, folders, stray)
         if len(folders) > 2:
             remarks.append(f"{folder} has no labels: {source.unlabelled_because}.")
     else:
@@ -162,11 +162,14 @@ def read_start(path: str, count: int) -> bytes:
         return b""
 
 
-def _why_unlabelled(folders: Sequence[str], stray: Sequence[str], images: int) -> str:
+def _why_unlabelled(folder: Path, files: Sequence[str], folders: Sequence[str], stray: Sequence[str]) -> str:
+    images = len(files)
     if len(stray) == images:
         return "put each class in a folder of its own"
     if not stray:
-        return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own"
+        below = {parts[1] if len(parts := Path(file).parts) > 2 else "" for file in files}
+        name_it = "" if len(below) < 2 or "" in below else f", or name {folder / folders[0]}, which has {len(below)}"
+        return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own{name_it}"
     some = ", ".join(map(repr, stray[:_SHOWN])) + (", ..." if len(stray) > _SHOWN else "")
     return (
         f"{len(stray)} of {images} images are beside the class folders and not in one of them ({some}): move or remove "
