@@ -18,6 +18,8 @@ from matrix_ssl.evaluate.explore.neighbours import import_faiss
 from matrix_ssl.evaluate.explore.selection import check_choice
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 
+_SHOWN = 2  # images that a message names
+
 
 def as_queries(queries: object) -> list[str | Path | int]:
     """One or more queries as a list; ConfigError for anything but paths of images and their numbers."""
@@ -38,16 +40,18 @@ class Places:
 
     def __init__(self, places: Sequence[str]):
         self._count = len(places)
-        self._rows = {str(Path(path).absolute()): row for row, path in enumerate(places)}
+        self._paths = [str(Path(path).absolute()) for path in places]
+        self._rows = {path: row for row, path in enumerate(self._paths)}
         self._rows |= {path: row for row, path in enumerate(places)}
 
     def row(self, query: str | Path | int) -> int | None:
         """The row of the image that a query names by path or number; None for files outside the dataset.
 
-        A string of digits is taken as the name of a file or folder first, and as a number only if there is none.
+        A path may be the end of the path of exactly one image. A string of digits is taken as the name of a file or
+        folder first, and as a number only if there is none.
 
         Raises:
-            MatrixSSLError: it names neither.
+            MatrixSSLError: it names neither, or the ends of several paths.
         """
         text = str(query)
         if isinstance(query, Integral):
@@ -59,6 +63,12 @@ class Places:
             return None
         if text.isdecimal():
             return self._numbered(int(text))
+        ends = [row for row, path in enumerate(self._paths) if path.endswith(f"/{text}")]
+        if len(ends) > 1:
+            shown = ", ".join(repr(self._paths[row]) for row in ends[:_SHOWN])
+            raise DataError(f"--query {text!r} names {len(ends)} images, such as {shown}: write more of the path.")
+        if ends:
+            return ends[0]
         raise DataError(f"--query {text!r} is neither a file or folder nor the path or number of one of the images.")
 
     def _numbered(self, number: int) -> int:
