@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import expanded, is_there
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import FolderSource, open_folder
@@ -77,11 +78,16 @@ class Places:
         return number
 
 
-def query_images(path: Path) -> FolderSource:
-    """The images of a query that is a file or folder outside the dataset; DataError if one of them is unreadable."""
+def query_images(path: Path, reading: Reading) -> FolderSource:
+    """The images of a query that is a file or folder outside the dataset, read as the encoder reads its own.
+
+    Raises:
+        DataError: one of them is unreadable.
+    """
     source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
     if path.is_dir():
         source = open_folder(path, name=path.name)
+    source = source.with_reading(reading)
     for place, why in unreadable_images(source, workers=0):
         raise DataError(f"--query {place}: {why}.")
     return source
@@ -116,7 +122,7 @@ def check_search(source: Source, queries: Sequence[str], *, k: int, approximate:
     check_neighbours(k, len(source), own=own, where=source.name)
     for query, row in zip(queries, rows, strict=True):
         if row is None:
-            query_images(expanded(query))
+            query_images(expanded(query), source.reading)
 
 
 def check_clusters(source: Source, count: int | None) -> None:
