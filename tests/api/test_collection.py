@@ -435,7 +435,8 @@ def test_a_page_of_many_images_says_what_it_shows(tmp_path: Path) -> None:
                    shown=4)  # fmt: skip
     html = many.page(tmp_path / "x.html").read_text()
     assert html.count("<li>") == 12 and "The page shows the first 12 of 900 images of the groups." in html
-    assert len(many.terminal()[0].rows) == 18 and "882 more" in many.terminal()[-1]
+    assert len(many.terminal()[0].rows) == 18 and "882 more: --out" in many.terminal()[-1]
+    assert many.terminal(saved=Path("rows.csv"))[-1] == "882 more: all are in rows.csv."
 
 
 def test_a_table_has_places_below_the_current_folder_and_a_single_query_above(

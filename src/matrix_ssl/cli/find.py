@@ -169,7 +169,7 @@ def _answer(
         images.check_outside(path)
     with options.stderr.status("comparing images"):
         listing = ask(images)
-    options.stdout.print(*listing.terminal(), sep="\n")
+    options.stdout.print(*listing.terminal(saved=out), sep="\n")
     if out is not None:
         listing.save(out)
     if page is not None:

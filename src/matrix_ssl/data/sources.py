@@ -34,7 +34,7 @@ from matrix_ssl.data.named import (
 from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.data.remarks import on_reading
-from matrix_ssl.errors import ConfigError, DataError, check_known
+from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -366,6 +366,9 @@ def _missing(name: str, path: Path, root: Path | None) -> str:
     """The places searched, and what may have been meant."""
     known = (*NAMED_SETS, *(_names_in(root) if root else ())) if len(path.parts) == 1 else ()
     hint = did_you_mean_path(path, known)
+    if path.is_absolute():  # such as the place that a run has recorded
+        moved = OFFERED.first(" If it was moved, name its new place by --data.", otherwise=" Write another path.")
+        return f"{name!r} is not a file or folder here.{hint}{moved}"
     searched = f" or in {root}" if root else ""
     return (
         f"{name!r} is not a file or folder here{searched}, nor a named dataset ({', '.join(NAMED_SETS)}).{hint} "
