@@ -40,9 +40,9 @@ class Preprocess:
 
         Args:
             images: a Pillow image or the path of a file, or a list of them; or images as an array or tensor, (n, h, w),
-                (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a list of such images. For an
-                encoder that keeps all channels and bits, arrays have its channels in place of the 3, and any numbers
-                that its range turns into pixels.
+                (n, h, w, 3) or (n, 3, h, w), uint8, uint16 or floating point in [0, 1], or a list of such images. For
+                an encoder that keeps all channels and bits, arrays have its channels in place of the 3, and any
+                numbers that its range turns into pixels.
 
         Raises:
             DataError: something is not an image, cannot be read, or has a number of channels that the encoder does not
@@ -93,8 +93,9 @@ class _Images(Source):
 
 def _open(images: Any, reading: Reading = COLOURS) -> Source:
     if isinstance(images, (np.ndarray, Tensor)):
-        if reading.channels and (array := channels_last(images)) is not None:
-            return ArraySource(array, labels=None, classes=None).with_reading(reading)
+        if (array := channels_last(images)) is not None:
+            source = ArraySource(array, labels=None, classes=None).with_reading(reading)
+            return source if reading.channels else source.loaded()
         pixels = as_images(images, "The array")
         return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
     several = images if isinstance(images, (list, tuple)) else [images]
@@ -109,11 +110,9 @@ def _read(image: Any, what: str, reading: Reading) -> Tensor:
     """An image (c, h, w): uint8, or float32 in [0, 1] if all channels and bits are kept."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(expanded(os.fspath(image)), reading=reading)
-    if not reading.channels:
-        return as_image(image, what)
-    if isinstance(image, Image.Image):
+    if reading.channels and isinstance(image, Image.Image):
         return torch.from_numpy(picture_values(image, what).to_unit(what, reading))
-    if not isinstance(image, (np.ndarray, Tensor)):
-        return as_image(image, what)  # which says what it may be
-    source = _open(image[None], reading)
-    return source.read(0) / source.white
+    if isinstance(image, (np.ndarray, Tensor)) and (reading.channels or channels_last(image[None]) is not None):
+        source = _open(image[None], reading)
+        return source.read(0) / source.white if reading.channels else source.read(0)
+    return as_image(image, what, white_level=reading.white_level)
