@@ -16,6 +16,7 @@ import matrix_ssl
 from matrix_ssl.api import collection, evaluation
 from matrix_ssl.api.collection import too_alike, too_many_issues
 from matrix_ssl.api.gathered import is_features
+from matrix_ssl.api.questions import Places
 from matrix_ssl.cli.main import commands
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.evaluate.explore.clusters import cluster
@@ -124,6 +125,34 @@ def test_selection_beside_labelled_images(images: matrix_ssl.Collection, tmp_pat
         assert chosen == images.select(6, rule=rule, labelled=["a/00.png", "05.png"]).paths
     with pytest.raises(DataError, match=r"1 of its 1 names match no image of 'of_folder' \('99.png'\)"):
         images.select(3, labelled=["99.png"])
+
+
+def test_an_answer_is_the_list_of_labelled_images_of_the_next_selection(tmp_path: Path) -> None:
+    whole = matrix_ssl.Collection("of_folder", **QUIET)
+    relative = matrix_ssl.Collection("of_folder", "photos", **QUIET)
+    first = whole.select(3)
+    first.save(tmp_path / "first.csv")
+    expected = whole.select(4, labelled=first.paths).paths
+    for images in (whole, relative):  # whose paths are from the root, and relative to this folder
+        listing = images.select(4, labelled=tmp_path / "first.csv")
+        assert [str(Path(path).absolute()) for path in listing.paths] == expected
+        assert images.select(4, labelled=first.paths).rows == listing.rows
+    command("select", "of_folder", "--count", "4", "--labelled", str(tmp_path / "first.csv"), "--out", "next.csv")
+    assert [row["path"] for row in rows(Path("next.csv"))] == expected
+    (tmp_path / "names.csv").write_text("a/00.png\nb/05.png\n")
+    assert whole.select(4, labelled=tmp_path / "names.csv").rows == (
+        whole.select(4, labelled=["a/00.png", "b/05.png"]).rows
+    )
+
+
+def test_a_query_may_be_the_end_of_one_path(images: matrix_ssl.Collection) -> None:
+    path = images.embedding.paths[5]
+    for query in ("/".join(path.split("/")[-2:]), path.split("/")[-1]):
+        assert images.search(query, k=4).paths == images.search(path, k=4).paths
+    places = Places(["x/a/1.png", "x/b/1.png", "x/b/11.png"])
+    assert places.row("b/1.png") == 1 and places.row("11.png") == 2
+    with pytest.raises(DataError, match=r"'1\.png' names 2 images, such as .*: write more of the path"):
+        places.row("1.png")
 
 
 def test_what_was_taken_for_classes_is_said_where_images_are_read(capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,7 +435,8 @@ def test_a_page_of_many_images_says_what_it_shows(tmp_path: Path) -> None:
                    shown=4)  # fmt: skip
     html = many.page(tmp_path / "x.html").read_text()
     assert html.count("<li>") == 12 and "The page shows the first 12 of 900 images of the groups." in html
-    assert len(many.terminal()[0].rows) == 18 and "882 more" in many.terminal()[-1]
+    assert len(many.terminal()[0].rows) == 18 and "882 more: --out" in many.terminal()[-1]
+    assert many.terminal(saved=Path("rows.csv"))[-1] == "882 more: all are in rows.csv."
 
 
 def test_a_table_has_places_below_the_current_folder_and_a_single_query_above(

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import matrix_ssl
 from matrix_ssl.api.packing import pack
@@ -70,6 +72,63 @@ def test_what_was_measured_stays_when_the_run_is_called_again(
     monkeypatch.setattr("matrix_ssl.training.measured.value_range", None)
     matrix_ssl.pretrain(tiles, recipe="satellite", out=run.folder, settings=SETTINGS, quiet=True, report=False)
     assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_preprocess_reads_all_bits_of_files_and_arrays_as_an_embedding_does(tiles: Path, run: matrix_ssl.Run) -> None:
+    paths = sorted(map(str, tiles.glob("*/*.tif")))[:6]
+    arrays = [tifffile.imread(path) for path in paths]
+    expected, encoder = run.embed(paths, quiet=True).features, run.encoder()
+    assert expected.std() > 0.01
+    larger = [np.pad(array, ((8, 8), (8, 8), (0, 0)), mode="wrap") for array in arrays]  # sides above 16
+    whole = run.embed(np.stack(larger), quiet=True).features
+    with torch.no_grad():
+        for files in (paths, list(map(Path, paths))):
+            np.testing.assert_array_equal(encoder(encoder.preprocess(files)).numpy(), expected)
+        for images in (larger, [torch.from_numpy(array) for array in larger], [a.transpose(2, 0, 1) for a in larger]):
+            np.testing.assert_allclose(encoder(encoder.preprocess(images)).numpy(), whole, rtol=0, atol=1e-5)
+    assert encoder.preprocess([larger[0], larger[1][:20]]).shape == (2, 5, 8, 8)
+    unit = encoder.preprocess(paths[0]) * torch.tensor(run.config.data.std)[:, None, None]
+    unit = (unit + torch.tensor(run.config.data.mean)[:, None, None]) * run.config.data.value_range[1]
+    np.testing.assert_allclose(unit.mean((0, 2, 3)), arrays[0].mean((0, 1)), rtol=0.1)  # levels, not black
+    with pytest.raises(DataError, match=r"Image 0: 3 channels, but data\.channels=5"):
+        encoder.preprocess([Image.new("RGB", (20, 20))])
+
+
+def test_preprocess_of_grey_images_of_16_bits_from_pillow(tmp_path: Path) -> None:
+    (tmp_path / "grey").mkdir()
+    for number in range(16):
+        levels = np.random.default_rng(number).integers(100, 4000, (20, 20)).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / "grey" / f"{number:02d}.png")
+    paths = sorted(map(str, (tmp_path / "grey").iterdir()))
+    settings = SETTINGS | {"epochs": 1}
+    run = matrix_ssl.pretrain(
+        tmp_path / "grey", recipe="microscopy", out=tmp_path / "run", settings=settings, quiet=True, report=False
+    )
+    expected, encoder = run.embed(quiet=True).features, run.encoder()
+    with torch.no_grad():
+        for images in (paths, [Image.open(path) for path in paths], [np.array(Image.open(path)) for path in paths]):
+            np.testing.assert_array_equal(encoder(encoder.preprocess(images)).numpy(), expected)
+
+
+def test_a_query_that_is_a_file_is_read_with_all_of_its_bands(
+    tiles: Path, run: matrix_ssl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MATRIX_SSL_CACHE", str(tmp_path / "cache"))
+    images = matrix_ssl.Collection(run.folder, tiles, quiet=True)
+    shutil.copy(images.embedding.paths[3], tmp_path / "query.tif")
+    listing = images.search(tmp_path / "query.tif", k=1)
+    assert listing.paths == [images.embedding.paths[3]] and listing.column("similarity")[0] == pytest.approx(1)
+
+
+def test_pages_of_features_show_images_with_all_of_their_bands(
+    tiles: Path, run: matrix_ssl.Run, tmp_path: Path
+) -> None:
+    run.embed(tiles, quiet=True).save(tmp_path / "features.npz")
+    for data in (None, tiles):
+        images = matrix_ssl.Collection(tmp_path / "features.npz", data, quiet=True)
+        page = images.outliers(count=3).page(tmp_path / "page.html").read_text(encoding="utf-8")
+        assert page.count("data:image/jpeg") == 3
+        assert images.source().channels == 5
 
 
 def test_workers_and_an_interruption_change_no_bit(tiles: Path, run: matrix_ssl.Run, tmp_path: Path) -> None:

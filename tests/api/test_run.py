@@ -48,6 +48,20 @@ def test_preprocess_of_a_dataset_of_pillow_is_that_of_evaluation() -> None:
     assert np.array_equal(features_of(run, images), run.embed(images, quiet=True).features)
 
 
+def test_preprocess_of_images_of_16_bits_is_that_of_evaluation(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 4000, (16, 20, 20)).astype(np.uint16)
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    run = matrix_ssl.pretrain(str(tmp_path), out=tmp_path.with_name("of_levels"), white_level=4095, **TINY)
+    embedded = run.embed(quiet=True)
+    for images in (embedded.paths, [Image.open(path) for path in embedded.paths]):
+        assert np.array_equal(features_of(run, images), embedded.features)
+    of_array = run.embed(levels, quiet=True).features  # its crops are not rounded
+    np.testing.assert_allclose(of_array, embedded.features, rtol=0, atol=0.05)
+    for images in (levels, list(levels), torch.from_numpy(levels.astype(np.int32)).to(torch.uint16)):
+        assert np.array_equal(features_of(run, images), of_array)
+
+
 def test_preprocess_of_single_images_and_mistakes() -> None:
     run = matrix_ssl.open("of_folder")
     preprocess = run.encoder().preprocess

@@ -87,6 +87,44 @@ def test_folders_whose_names_are_numbers_are_classes_by_name(tmp_path: Path) -> 
     assert archive.digest == folder.digest
 
 
+@pytest.mark.parametrize("above", ["photos/", "./photos/", "home/user/photos/", "./"])
+def test_a_folder_that_was_packed_by_its_name_keeps_its_classes(tmp_path: Path, above: str) -> None:
+    files = {f"{kind}/{number}.png": picture(number) for kind in ("cat", "dog") for number in range(3)}
+    for name, content in files.items():
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(content)
+    packed = {f"{above}{name}": content for name, content in files.items()}
+    folder, archive = opened(tmp_path / "x"), opened(write(tmp_path / "x.tar", packed))
+    assert archive.classes == folder.classes == ["cat", "dog"]
+    np.testing.assert_array_equal(archive.labels, folder.labels)
+    assert archive.where(0) == f"{tmp_path}/x.tar/{above}cat/0.png"
+    if above != "./":
+        assert archive.digest == folder.digest == archive.subset(range(6)).digest
+
+
+def test_packed_splits_have_the_classes_below_the_folder_of_each(tmp_path: Path) -> None:
+    cats, dogs = {"cat/0.png": picture(0)}, {"dog/0.png": picture(1)}
+    write(tmp_path / "sets" / "train-0.tar", {f"train/{name}": one for name, one in cats.items()})
+    write(tmp_path / "sets" / "train-1.tar", {f"train/{name}": one for name, one in dogs.items()})
+    write(tmp_path / "sets" / "test.tar", {f"test/{name}": one for name, one in dogs.items()})
+    train, test = (opened(tmp_path / "sets", split) for split in ("train", "test"))
+    assert (train.classes, train.labels.tolist()) == (["cat", "dog"], [0, 1])
+    assert (test.classes, test.labels.tolist()) == (["cat", "dog"], [1])
+    write(tmp_path / "bare" / "train.tar", cats | dogs)
+    write(tmp_path / "bare" / "test.tar", {"cat/old/0.png": picture(0), "cat/new/1.png": picture(1)})
+    assert opened(tmp_path / "bare", "test").labels.tolist() == [0, 0]  # a class with folders of its own
+
+
+@pytest.mark.parametrize("above", ["", "photos/"])
+def test_an_archive_that_holds_both_splits_is_refused(tmp_path: Path, above: str) -> None:
+    files = {f"{above}{split}/{kind}/0.png": picture(0) for split in ("train", "Val") for kind in ("cat", "dog")}
+    with pytest.raises(DataError, match=r"its folders 'train' and 'Val' are splits, .* train\.tar and test\.tar"):
+        opened(write(tmp_path / "x.tar", files))
+    shards = {f"train/{name}": content for name, content in {"0.png": picture(0), "0.cls": b"1"}.items()}
+    shards |= {f"val/{name}": content for name, content in {"0.png": picture(1), "0.cls": b"0"}.items()}
+    assert opened(write(tmp_path / "y.tar", shards)).classes == ["0", "1"]
+
+
 def test_links_devices_and_hidden_files_of_an_archive_are_nothing(tmp_path: Path) -> None:
     files = {"1.png": picture(0), "._2.png": b"x", "../../3.png": picture(1)}
     special = {"a": tarfile.SYMTYPE, "b": tarfile.LNKTYPE, "c": tarfile.CHRTYPE, "d": tarfile.FIFOTYPE}
@@ -112,7 +150,7 @@ def test_what_was_taken_for_what_in_archives_is_said(tmp_path: Path) -> None:
         f"Classes of {path}: 2 (cat, dog).",
     )
     assert (len(source), source.encoded(3)) == (4, Path(__file__).read_bytes())
-    source = opened(write(tmp_path / "one.tar", {f"x/{name}": content for name, content in files.items()}))
+    source = opened(write(tmp_path / "one.tar", {f"x/{number}.png": picture(number) for number in range(2)}))
     assert (
         source.unlabelled_because == "all images are of the class 'x', by their first-level folder or their .cls files"
     )

@@ -108,6 +108,20 @@ def test_one_folder_of_images_is_no_class(make: Callable[..., Path]) -> None:
         opened(make("only/1.png")).labelled()
 
 
+def test_a_folder_around_the_dataset_as_after_unpacking_is_named(make: Callable[..., Path]) -> None:
+    folder = make("photos/cat/1.png", "photos/dog/1.png")
+    with pytest.raises(DataError, match=rf"a folder of its own, or name {folder}/photos, which has 2\."):
+        opened(folder).labelled()
+    assert opened(folder / "photos").classes == ["cat", "dog"]
+
+
+def test_splits_inside_the_only_folder_are_not_training_images(make: Callable[..., Path]) -> None:
+    folder = make("photos/train/cat/1.png", "photos/train/dog/1.png", "photos/test/cat/1.png", "photos/test/dog/1.png")
+    with pytest.raises(DataError, match=rf"its only folder has a training and a test split: name {folder}/photos\."):
+        opened(folder)
+    assert len(opened(folder / "photos")) == 2
+
+
 def test_other_npz_files_beside_images_are_not_packed_files(make: Callable[..., Path]) -> None:
     import numpy as np
 

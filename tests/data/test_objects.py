@@ -163,6 +163,32 @@ def test_items_of_several_shapes_are_read_when_they_are_needed() -> None:
     assert source.subset([0, 2]).digest == opened(Items([items.items[0], items.items[2]])).digest
 
 
+@pytest.mark.parametrize("several_shapes", [False, True])
+@pytest.mark.parametrize("labels", [None, [0, 1, 0], ["a", 1, "b"]])
+def test_images_of_16_bits_from_pillow_have_the_white_that_is_set(
+    tmp_path: Path, labels: list | None, several_shapes: bool
+) -> None:
+    levels = [
+        np.random.default_rng(k).integers(0, 4000, (9, 9 + k * several_shapes)).astype(np.uint16) for k in range(3)
+    ]
+    items = [Image.fromarray(each) for each in levels]
+    data = Items(items if labels is None else list(zip(items, labels, strict=True)))
+    for k, image in enumerate(items):
+        image.save(tmp_path / f"{k}.png")
+    dark = opened(data)
+    assert dark.remarks[-1:] == opened(str(tmp_path)).remarks
+    assert any("without labels" in remark for remark in dark.remarks) == (labels == ["a", 1, "b"])
+    assert "use --set data.white_level=4095" in dark.remarks[-1]
+    reading = Reading(white_level=4095)
+    source, files = (open_source(as_data(each), split="train", data_root=None, reading=reading)
+                     for each in (data, str(tmp_path)))  # fmt: skip
+    for k in range(3):
+        torch.testing.assert_close(source.read(k), files.read(k), rtol=0, atol=0)
+    np.testing.assert_array_equal(source.labels, dark.labels)
+    assert source.unlabelled_because == dark.unlabelled_because
+    assert source.remarks == dark.remarks[:-1]
+
+
 def test_images_of_pillow_stay_as_they_are(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

@@ -60,6 +60,7 @@ def test_a_run_knows_its_data_by_content(run: Path) -> None:
     assert first != second and read_config(run).data.digest == first
     message = fail(folder, from_files("B/set"))
     assert f"(data.digest: '{first}' -> '{second}' (the data are different))" in message and "--fresh" in message
+    assert message.endswith("To train its encoder further on these images, start a second run from it: --from r.")
     shutil.move(folder / "A" / "set", folder / "moved")
     assert "r is complete" in succeed(folder, from_files("moved"), before=BARE).err
     assert (run / "encoder.safetensors").read_bytes() == before

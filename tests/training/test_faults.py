@@ -371,7 +371,9 @@ def test_the_data_of_a_run_has_moved(tmp_path: Path) -> None:
     make_images(tmp_path / "photos", 20)
     succeed(tmp_path, from_files("photos"), before=BARE)
     (tmp_path / "photos").rename(tmp_path / "images")
-    assert f"'{tmp_path / 'photos'}' is not a file or folder here" in fail(tmp_path, ["evaluate", "r"])
+    moved = fail(tmp_path, ["evaluate", "r"])
+    assert f"'{tmp_path / 'photos'}' is not a file or folder here" in moved
+    assert moved.endswith("If it was moved, name its new place by --data.")
     assert "'photos' is not a file or folder here" in fail(tmp_path, from_files("photos"))
     assert "is complete" in succeed(tmp_path, from_files("images"), before=BARE).err  # the same run, elsewhere
     succeed(tmp_path, ["evaluate", "r", "--data", "images", "--device", "cpu"], before=BARE)

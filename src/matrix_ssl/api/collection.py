@@ -129,7 +129,7 @@ class Collection(Gathered):
             count: number of images to select.
             rule: ``k-centre``, ``facility-location`` or ``log-determinant``; see ``evaluate.explore.selection``.
             labelled: images that are already selected, each by its name or by enough of the end of its path to be
-                unique; a list, or a text file with one image per line.
+                unique; a list, a text file with one image per line, or a .csv file with a column of paths.
 
         Raises:
             MatrixSSLError: the count is out of range, or a name matches no image or more than one.

@@ -28,7 +28,7 @@ from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.where import absolute as absolute_where
-from matrix_ssl.encoder.where import check_where, read_where
+from matrix_ssl.encoder.where import check_where, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError, check_known
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
@@ -38,7 +38,7 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint
-from matrix_ssl.runs.folder import check_output
+from matrix_ssl.runs.folder import CONFIG, check_output, read_config
 
 Check = Callable[[Data, Source], None]
 _SIDE = 160  # longest side of a thumbnail, in pixels
@@ -124,7 +124,8 @@ class Gathered:
             if missing:
                 raise DataError(f"{missing} is not here: name the images of {self._where} with --data.")
             name, labels, classes = Path(paths[0]).parent.name, self.embedding.labels, self.embedding.classes
-            return self._unchanged(FolderSource(name, Path(), paths, labels=labels, classes=classes))
+            source: Source = FolderSource(name, Path(), paths, labels=labels, classes=classes)
+            return self._unchanged(source.with_reading(self._config.reading))
         source, found = self._located
         if -1 in found:
             missing = paths[found.index(-1)]
@@ -157,9 +158,16 @@ class Gathered:
         return Places(self.embedding.paths)
 
     @cached_property
+    def _config(self) -> DataConfig:
+        """How the encoder of a feature file reads images, if it is a run that is still there; else as colours."""
+        where = self.embedding.encoder
+        folder = read_where(where).path if where and is_folder(where) else None
+        return DataConfig() if folder is None or not is_there(folder / CONFIG) else read_config(folder).data
+
+    @cached_property
     def _located(self) -> tuple[Source, list[int]]:
         """The dataset, and for every image of the features its index in the dataset, -1 if it is not there."""
-        source = self._open(DataConfig()) if self._images is None else self._images
+        source = self._open(self._config) if self._images is None else self._images
         paths, places = self.embedding.paths, [source.where(index) for index in range(len(source))]
         whole = {str(Path(place).absolute()): index for index, place in enumerate(places)}
         found = [whole.get(str(Path(path).absolute()), -1) for path in paths]
@@ -244,7 +252,7 @@ class Gathered:
                 f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
                 f"images."
             )
-        source = query_images(expanded(path))
+        source = query_images(expanded(path), images.reading)
         return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
 
     def thumbnail(self, place: str) -> bytes:
@@ -265,7 +273,7 @@ class Gathered:
                 return source.read(found[row])
         if not is_file(place):
             raise DataError(f"{place} is not here, so the page cannot show it: name its images with --data.")
-        return read_image(Path(place))
+        return read_image(Path(place), reading=self._config.reading)
 
 
 def _elsewhere(paths: Sequence[str], places: Sequence[str]) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig
@@ -20,6 +21,7 @@ from matrix_ssl.data.images import read_image
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.objects import in_colour
 from matrix_ssl.data.pixels import as_image, as_images
+from matrix_ssl.data.values import picture_values
 from matrix_ssl.errors import DataError, UnreadableImage
 
 
@@ -38,7 +40,9 @@ class Preprocess:
 
         Args:
             images: a Pillow image or the path of a file, or a list of them; or images as an array or tensor, (n, h, w),
-                (n, h, w, 3) or (n, 3, h, w), uint8 or floating point in [0, 1], or a list of such images.
+                (n, h, w, 3) or (n, 3, h, w), uint8, uint16 or floating point in [0, 1], or a list of such images. For
+                an encoder that keeps all channels and bits, arrays have its channels in place of the 3, and any
+                numbers that its range turns into pixels.
 
         Raises:
             DataError: something is not an image, cannot be read, or has a number of channels that the encoder does not
@@ -70,9 +74,9 @@ class _Images(Source):
 
     crops_are_rounded = True
 
-    def __init__(self, images: Sequence[Tensor]):
+    def __init__(self, images: Sequence[Tensor], reading: Reading):
         super().__init__("images", channels=max(map(len, images)), labels=None, classes=None)
-        self._images = images
+        self._images, self.reading = images, reading
 
     def __len__(self) -> int:
         return len(self._images)
@@ -84,25 +88,31 @@ class _Images(Source):
         return f"image {index}"
 
     def subset(self, indices: Any) -> "_Images":
-        return _Images([self._images[int(index)] for index in indices])
+        return _Images([self._images[int(index)] for index in indices], self.reading)
 
 
 def _open(images: Any, reading: Reading = COLOURS) -> Source:
     if isinstance(images, (np.ndarray, Tensor)):
-        if reading.channels and (array := channels_last(images)) is not None:
-            return ArraySource(array, labels=None, classes=None).with_reading(reading)
+        if (array := channels_last(images)) is not None:
+            source = ArraySource(array, labels=None, classes=None).with_reading(reading)
+            return source if reading.channels else source.loaded()
         pixels = as_images(images, "The array")
         return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
     several = images if isinstance(images, (list, tuple)) else [images]
     if not several:
         raise DataError("There are no images.")
     read = [_read(image, f"Image {number}", reading) for number, image in enumerate(several)]
-    if isinstance(several[0], (np.ndarray, Tensor)) and len({image.shape for image in read}) == 1:
-        return _open(torch.stack(read))
-    return _Images(read)
+    together = isinstance(several[0], (np.ndarray, Tensor)) and len({image.shape for image in read}) == 1
+    return _open(torch.stack(read)) if together and not reading.channels else _Images(read, reading)
 
 
 def _read(image: Any, what: str, reading: Reading) -> Tensor:
+    """An image (c, h, w): uint8, or float32 in [0, 1] if all channels and bits are kept."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(expanded(os.fspath(image)), reading=reading)
-    return as_image(image, what)
+    if reading.channels and isinstance(image, Image.Image):
+        return torch.from_numpy(picture_values(image, what).to_unit(what, reading))
+    if isinstance(image, (np.ndarray, Tensor)) and (reading.channels or channels_last(image[None]) is not None):
+        source = _open(image[None], reading)
+        return source.read(0) / source.white if reading.channels else source.read(0)
+    return as_image(image, what, white_level=reading.white_level)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import expanded, is_there
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import FolderSource, open_folder
@@ -17,6 +18,8 @@ from matrix_ssl.evaluate.explore.mislabels import check_classes
 from matrix_ssl.evaluate.explore.neighbours import import_faiss
 from matrix_ssl.evaluate.explore.selection import check_choice
 from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
+
+_SHOWN = 2  # images that a message names
 
 
 def as_queries(queries: object) -> list[str | Path | int]:
@@ -38,16 +41,18 @@ class Places:
 
     def __init__(self, places: Sequence[str]):
         self._count = len(places)
-        self._rows = {str(Path(path).absolute()): row for row, path in enumerate(places)}
+        self._paths = [str(Path(path).absolute()) for path in places]
+        self._rows = {path: row for row, path in enumerate(self._paths)}
         self._rows |= {path: row for row, path in enumerate(places)}
 
     def row(self, query: str | Path | int) -> int | None:
         """The row of the image that a query names by path or number; None for files outside the dataset.
 
-        A string of digits is taken as the name of a file or folder first, and as a number only if there is none.
+        A path may be the end of the path of exactly one image. A string of digits is taken as the name of a file or
+        folder first, and as a number only if there is none.
 
         Raises:
-            MatrixSSLError: it names neither.
+            MatrixSSLError: it names neither, or the ends of several paths.
         """
         text = str(query)
         if isinstance(query, Integral):
@@ -59,6 +64,12 @@ class Places:
             return None
         if text.isdecimal():
             return self._numbered(int(text))
+        ends = [row for row, path in enumerate(self._paths) if path.endswith(f"/{text}")]
+        if len(ends) > 1:
+            shown = ", ".join(repr(self._paths[row]) for row in ends[:_SHOWN])
+            raise DataError(f"--query {text!r} names {len(ends)} images, such as {shown}: write more of the path.")
+        if ends:
+            return ends[0]
         raise DataError(f"--query {text!r} is neither a file or folder nor the path or number of one of the images.")
 
     def _numbered(self, number: int) -> int:
@@ -67,11 +78,16 @@ class Places:
         return number
 
 
-def query_images(path: Path) -> FolderSource:
-    """The images of a query that is a file or folder outside the dataset; DataError if one of them is unreadable."""
+def query_images(path: Path, reading: Reading) -> FolderSource:
+    """The images of a query that is a file or folder outside the dataset, read as the encoder reads its own.
+
+    Raises:
+        DataError: one of them is unreadable.
+    """
     source = FolderSource("queries", path.parent, [path.name], labels=None, classes=None)
     if path.is_dir():
         source = open_folder(path, name=path.name)
+    source = source.with_reading(reading)
     for place, why in unreadable_images(source, workers=0):
         raise DataError(f"--query {place}: {why}.")
     return source
@@ -106,7 +122,7 @@ def check_search(source: Source, queries: Sequence[str], *, k: int, approximate:
     check_neighbours(k, len(source), own=own, where=source.name)
     for query, row in zip(queries, rows, strict=True):
         if row is None:
-            query_images(expanded(query))
+            query_images(expanded(query), source.reading)
 
 
 def check_clusters(source: Source, count: int | None) -> None:

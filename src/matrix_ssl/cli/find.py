@@ -37,8 +37,8 @@ def _on_images(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_on_images
-@click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or path "
-              "or number of an image of the dataset; may be repeated.")  # fmt: skip
+@click.option("--query", metavar="IMAGE", multiple=True, required=True, help="Image file, folder of images, or path, "
+              "unique end of a path or number of an image of the dataset; may be repeated.")  # fmt: skip
 @click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Results per query.")
 @click.option("--approximate", is_flag=True, help="Search with a faiss index (the extra search) and report its recall.")
 def search(query: tuple[str, ...], k: int, approximate: bool, **common: Any) -> None:
@@ -108,8 +108,8 @@ def cluster(count: int | None, seed: int, **common: Any) -> None:
 @click.option("--count", type=click.IntRange(1), required=True, help="Number of images to choose.")
 @click.option("--rule", type=click.Choice(_RULES), default=_RULES[0], show_default=True, help="Rule; "
               "log-determinant: new directions; facility-location: typical images; k-centre: odd ones.")  # fmt: skip
-@click.option("--labelled", type=options.PATH, metavar="FILE", help="Text file with the names of images that are "
-              "labelled already, one per line.")  # fmt: skip
+@click.option("--labelled", type=options.PATH, metavar="FILE", help="Images that are labelled already: a text "
+              "file with one name per line, or a .csv file with a column path.")  # fmt: skip
 def select(count: int, rule: Any, labelled: Path | None, **common: Any) -> None:
     """Choose a diverse subset of images, such as those to label first.
 
@@ -169,7 +169,7 @@ def _answer(
         images.check_outside(path)
     with options.stderr.status("comparing images"):
         listing = ask(images)
-    options.stdout.print(*listing.terminal(), sep="\n")
+    options.stdout.print(*listing.terminal(saved=out), sep="\n")
     if out is not None:
         listing.save(out)
     if page is not None:

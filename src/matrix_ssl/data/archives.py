@@ -2,8 +2,9 @@
 
 In a WebDataset shard, the files of a sample have the same name up to the first dot: next to ``0001.jpg``, the text of
 ``0001.cls`` is its class, as a number or a name. Without such files, the first-level folders are the classes, as in a
-folder. Only regular files count, and hidden or system files do not. Links and devices in an archive are left out, and
-nothing is written anywhere. Of several files with the same name the last one counts, as it would after unpacking.
+folder; a folder that holds everything, such as the one that was packed, is not counted. Only regular files count, and
+hidden or system files do not. Links and devices in an archive are left out, and nothing is written anywhere. Of several
+files with the same name the last one counts, as it would after unpacking.
 """
 
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, Labels, Places, as_labels
 from matrix_ssl.data.encoded import EncodedSource
-from matrix_ssl.data.layout import Listing, describe_classes, is_image, sort_member
+from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, Listing, describe_classes, is_image, sort_member
 from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
 
@@ -37,18 +38,18 @@ class Archive:
     path: Path
     names: list[str]
     spans: NDArray[np.int64]  # (n, 2): start and size of each, in bytes
-    labels: list[str | None]  # as in the file; None: there is none
-    has_classes: bool  # whether labels come from .cls files, not from folder names
+    labels: list[str | None] | None  # of the .cls files, None for an image without one; None: there are no such files
     remark: str  # on what is left out; empty if nothing is
 
 
 class TarSource(EncodedSource):
     """Image files inside archives."""
 
-    def __init__(self, name: str, archives: Sequence[Archive], *, labels: Labels, classes: Classes):
+    def __init__(self, name: str, archives: Sequence[Archive], *, labels: Labels, classes: Classes, within: str = ""):
+        """``within`` is the folder that holds all images and is left out of their names, with a slash at its end."""
         places = Places.whole([str(one.path) for one in archives], [len(one.names) for one in archives])
         super().__init__(name, places, labels=labels, classes=classes)
-        self._archives = archives
+        self._archives, self._within = archives, within
 
     def encoded(self, index: int) -> bytes:
         _, (_, size) = self._place(index)
@@ -71,7 +72,8 @@ class TarSource(EncodedSource):
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         rows = [self._place(index) for index in range(len(self))]
-        names = [archive.names[entry] for (archive, _), entry in zip(rows, self.places.entry.tolist(), strict=True)]
+        entries = zip(rows, self.places.entry.tolist(), strict=True)
+        names = [archive.names[entry].removeprefix(self._within) for (archive, _), entry in entries]
         return names, np.array([size for _, (_, size) in rows], dtype=np.int64)
 
     def _read_start(self, index: int, count: int) -> bytes:
@@ -91,18 +93,23 @@ def open_archives(paths: Sequence[Path], *, name: str, classes: list[str] | None
         classes: those of the training split, by which the labels of a test split are numbered.
 
     Raises:
-        DataError: an archive is compressed, damaged or has no images, or a class is not in ``classes``.
+        DataError: an archive is compressed, damaged or has no images, or has both splits in it, or a class is not in
+            ``classes``.
     """
     archives = [_list(path) for path in paths]
-    texts = [text for archive in archives for text in archive.labels]
+    numbered = all(archive.labels is not None for archive in archives)
+    with_classes = any(archive.labels is not None for archive in archives)
+    within = "" if with_classes else _within([one for archive in archives for one in archive.names], classes or ())
+    texts = [text for archive in archives for text in _texts(archive, within)]
+    if not with_classes and classes is None:
+        _refuse_splits(paths, {text for text in texts if text is not None})
     remarks = [archive.remark for archive in archives if archive.remark]
     if None in texts or len(set(texts)) < (1 if classes else 2):
-        source = TarSource(name, archives, labels=None, classes=None)
+        source = TarSource(name, archives, labels=None, classes=None, within=within)
         source.unlabelled_because = _why_unlabelled(texts)
     else:
-        numbered = all(archive.has_classes for archive in archives)
         labels, names = _labels([text for text in texts if text is not None], classes, str(paths[0]), numbered=numbered)
-        source = TarSource(name, archives, labels=labels, classes=names)
+        source = TarSource(name, archives, labels=labels, classes=names, within=within)
         remarks += [describe_classes(paths[0], names, what="")] if classes is None else []
     source.remarks = tuple(remarks)
     return source
@@ -114,6 +121,38 @@ def is_archive(path: Path) -> bool:
     if name.endswith(COMPRESSED):
         raise DataError(f"{path} is compressed, so its images cannot be read one by one: decompress it to a .tar file.")
     return name.endswith(ENDING)
+
+
+def _within(names: Sequence[str], classes: Sequence[str]) -> str:
+    """The folder in which every image is in a folder of its own, as after packing a folder by its name; else empty.
+
+    A folder that is a class of the training split is never left out.
+    """
+    within = ""
+    while True:
+        folder = _folder(names[0].removeprefix(within))
+        if folder is None or folder in classes:
+            return within
+        below = names[0][: names[0].index(f"{folder}/", len(within)) + len(folder) + 1]
+        if not all(name.startswith(below) and _folder(name.removeprefix(below)) for name in names):
+            return within
+        within = below
+
+
+def _texts(archive: Archive, within: str) -> list[str | None]:
+    """The class of every image, by its .cls file or else by its first-level folder; None for one without."""
+    return archive.labels or [_folder(name.removeprefix(within)) for name in archive.names]
+
+
+def _refuse_splits(paths: Sequence[Path], folders: set[str]) -> None:
+    """Raises DataError if first-level folders are a training and a test split, which would become classes."""
+    train = sorted(name for name in folders if name.lower() in TRAIN_NAMES)
+    test = sorted(name for name in folders if name.lower() in TEST_NAMES)
+    if train and test:
+        raise DataError(
+            f"{paths[0]}: its folders {train[0]!r} and {test[0]!r} are splits, not classes: pack each into an archive "
+            f"of its own, {TRAIN_NAMES[0]}.tar and {TEST_NAMES[0]}.tar, and name the folder of the two."
+        )
 
 
 def _why_unlabelled(texts: Sequence[str | None]) -> str:
@@ -165,10 +204,10 @@ def _list(path: Path) -> Archive:
     if not names:
         left_out = f" {remark}" if (remark := listing.remark(path)) else ""
         raise DataError(f"{path} contains no images; choose an archive that does.{left_out}")
-    labels = [classes.get(_sample(name)) if classes else _folder(name) for name in names]
+    labels = [classes.get(_sample(name)) for name in names] if classes else None
     listing.images = names
     places = np.array(list(spans.values()), dtype=np.int64)
-    return Archive(path, names, places, labels, bool(classes), listing.remark(path))
+    return Archive(path, names, places, labels, listing.remark(path))
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:

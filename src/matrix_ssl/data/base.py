@@ -103,6 +103,10 @@ class Source(ABC):
         """The highest level of an image of more than 8 bits; 0 for any other image."""
         return 0
 
+    def has_pages(self, index: int) -> bool:
+        """Whether the file of an image has a second page or frame that is an image; UnreadableImage as ``encoded``."""
+        return False
+
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
         """Labels (n,) and the names of the classes; DataError if there are none."""
         if self.labels is None or self.classes is None:
@@ -223,6 +227,9 @@ class MemorySource(PlacedSource):
 
     def highest_level(self, index: int) -> int:
         return 0 if self.origin is None else self.origin.highest_level(index)
+
+    def has_pages(self, index: int) -> bool:
+        return self.origin is not None and self.origin.has_pages(index)
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:

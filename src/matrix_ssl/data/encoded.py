@@ -8,6 +8,7 @@ from matrix_ssl.config.reading import Reading
 from matrix_ssl.data.base import MemorySource, PlacedSource, Source, in_memory
 from matrix_ssl.data.decoding import decode_values
 from matrix_ssl.data.images import decode_image, highest_level
+from matrix_ssl.data.values import pages_of
 from matrix_ssl.errors import ConfigError
 
 _COLOURS = 3
@@ -32,6 +33,9 @@ class EncodedSource(PlacedSource):
 
     def highest_level(self, index: int) -> int:
         return highest_level(self._content(index)[0])
+
+    def has_pages(self, index: int) -> bool:
+        return len(pages_of(self._content(index)[0], most=2)) > 1
 
     def _content(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image, empty if there is no image, and its place."""

@@ -50,6 +50,10 @@ class FolderSource(Source):
     def highest_level(self, index: int) -> int:
         return highest_level(self._folder / self._files[index])
 
+    def has_pages(self, index: int) -> bool:
+        file = self._files[index]
+        return _may_have_pages(file) and len(pages_of(read_content(self._folder / file), most=2)) > 1
+
     def where(self, index: int) -> str:
         page = f"[{page}]" if (page := self._page(index)) else ""
         return f"{self._folder / self._files[index]}{page}"
@@ -71,7 +75,7 @@ class FolderSource(Source):
         return 0 if self._pages is None else int(self._pages[index])
 
     def _page_numbers(self, file: str) -> list[int]:
-        if Path(file).suffix.lower() not in _PAGED:
+        if not _may_have_pages(file):
             return [0]
         try:
             return pages_of(read_content(self._folder / file))
@@ -113,7 +117,7 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
     if "" in folders or (classes is None and len(folders) < 2):
         stray = [file for file, parent in zip(files, parents, strict=True) if not parent]
         source = FolderSource(name, folder, files, labels=None, classes=None)
-        source.unlabelled_because = _why_unlabelled(folders, stray, len(files))
+        source.unlabelled_because = _why_unlabelled(folder, files, folders, stray)
         if len(folders) > 2:
             remarks.append(f"{folder} has no labels: {source.unlabelled_because}.")
     else:
@@ -129,6 +133,10 @@ def open_folder(folder: Path, *, name: str, classes: list[str] | None = None) ->
         remarks += [describe_classes(folder, names)] if classes is None else []
     source.remarks = tuple(remarks)
     return source
+
+
+def _may_have_pages(file: str) -> bool:
+    return Path(file).suffix.lower() in _PAGED
 
 
 def file_sizes(folder: Path, files: Sequence[str]) -> NDArray[np.int64]:
@@ -154,11 +162,14 @@ def read_start(path: str, count: int) -> bytes:
         return b""
 
 
-def _why_unlabelled(folders: Sequence[str], stray: Sequence[str], images: int) -> str:
+def _why_unlabelled(folder: Path, files: Sequence[str], folders: Sequence[str], stray: Sequence[str]) -> str:
+    images = len(files)
     if len(stray) == images:
         return "put each class in a folder of its own"
     if not stray:
-        return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own"
+        below = {parts[1] if len(parts := Path(file).parts) > 2 else "" for file in files}
+        name_it = "" if len(below) < 2 or "" in below else f", or name {folder / folders[0]}, which has {len(below)}"
+        return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own{name_it}"
     return (
         f"{len(stray)} of {images} images are beside the class folders and not in one of them "
         f"({some(map(repr, stray), most=_SHOWN)}): move or remove them"

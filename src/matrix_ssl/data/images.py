@@ -18,6 +18,7 @@ from matrix_ssl.data.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _MOST_BYTES = 2 * GIB  # of an image file
+_DEEP_MODES = ("I", "F")  # the first letters of Pillow's modes for more than 8 bits
 _IN_A_ROW = 100  # consecutive images tried in place of one that cannot be read
 Unreadable = tuple[str, str]  # where, why
 Pixels = TypeVar("Pixels")
@@ -50,14 +51,29 @@ def highest_level(path_or_content: Path | bytes) -> int:
         return 0
 
 
-def to_tensor(image: Image.Image, where: str) -> torch.Tensor:
+def to_tensor(image: Image.Image, where: str, *, white_level: int = 0) -> torch.Tensor:
     """A Pillow image, which is left unchanged, as a tensor like those of ``decode_image``."""
     with quiet_pillow():
         copied = image.copy()
         levels = read_levels(copied, turn_upright, again=None, tags=None)
         if levels is None:
             turn_upright(copied)
-        return torch.from_numpy(to_pixels(copied if levels is None else levels.to_8_bit(where)))
+        whole = copied if levels is None else levels.to_8_bit(where, white_level=white_level)
+        return torch.from_numpy(to_pixels(whole))
+
+
+def is_deep(mode: str) -> bool:
+    """Whether Pillow's mode is one for more than 8 bits."""
+    return mode.startswith(_DEEP_MODES)
+
+
+def level_of(image: Image.Image) -> int:
+    """The highest level of a Pillow image of more than 8 bits, which is left unchanged; 0 for any other image."""
+    if not is_deep(image.mode):
+        return 0
+    with quiet_pillow():
+        levels = read_levels(image.copy(), turn_upright, again=None, tags=None)
+        return 0 if levels is None else levels.highest()
 
 
 def read_content(path: Path) -> bytes:

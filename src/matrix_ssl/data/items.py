@@ -1,6 +1,7 @@
 """PyTorch map-style datasets and sequences: every item is an image, a pair (image, label) or a dictionary."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from matrix_ssl.data.base import MEMORY_LIMIT, Classes, Labels, MemorySource, PlacedSource, Places, as_labels
+from matrix_ssl.config.reading import Reading
+from matrix_ssl.data.base import (
+    MEMORY_LIMIT,
+    Classes,
+    Labels,
+    MemorySource,
+    PlacedSource,
+    Places,
+    Source,
+    as_labels,
+)
+from matrix_ssl.data.images import is_deep, level_of
 from matrix_ssl.data.pixels import as_image
 from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage, is_out_of_memory
 
@@ -27,11 +39,33 @@ class ItemSource(PlacedSource):
         self._items, self._sizes = items, sizes
 
     def read(self, index: int) -> torch.Tensor:
-        image = read_item(self._items, int(self.places.entry[index]), self.where(index))[0]
+        place, level = int(self.places.entry[index]), self.reading.white_level
+        image = read_item(self._items, place, self.where(index), white_level=level)[0]
         return image.expand(self.channels, -1, -1) if len(image) == 1 else image
+
+    def highest_level(self, index: int) -> int:
+        image, _ = fetch_item(self._items, int(self.places.entry[index]), self.where(index))
+        return level_of(image) if isinstance(image, Image.Image) else 0
+
+    def with_reading(self, reading: Reading) -> "ItemSource":
+        """The same items with another level of white; nothing else changes how they become pixels."""
+        if reading.white_level == self.reading.white_level:
+            return self
+        other = self.copy()
+        other.reading = Reading(white_level=reading.white_level)
+        return other
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         return [], self._sizes[self.places.entry]
+
+
+class _DeepItems(MemorySource):
+    """Items with Pillow images of more than 8 bits in memory, which are fetched again for another level of white."""
+
+    origin: ItemSource  # narrower: always there
+
+    def with_reading(self, reading: Reading) -> Source:
+        return self if reading.white_level == self.reading.white_level else self.origin.with_reading(reading)
 
 
 def open_items(items: Any) -> PlacedSource:
@@ -47,10 +81,10 @@ def open_items(items: Any) -> PlacedSource:
     sizes = np.empty(count, dtype=np.int64)
     labels: list[Any] = []
     together: torch.Tensor | None = None
-    rendered, channels = False, 1
+    modes, channels = set[str](), 1
     for index in range(count):
         try:
-            image, label, is_rendered = read_item(items, index, f"{name}[{index}]")
+            image, label, mode = read_item(items, index, f"{name}[{index}]")
         except UnreadableImage as error:
             raise DataError(f"{error.where} cannot be read ({error.reason}); remove it from the dataset.") from error
         if index == 0 and count * image.numel() <= MEMORY_LIMIT:
@@ -61,16 +95,23 @@ def open_items(items: Any) -> PlacedSource:
             together = None
         sizes[index] = image.numel()
         labels.append(label)
-        rendered, channels = rendered or is_rendered, max(channels, len(image))
+        modes.add(mode)
+        channels = max(channels, len(image))
     _check_repeats(items, name)
     values, classes = _labels(labels, items, name)
-    source: PlacedSource = ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
-    if together is not None:
-        source = MemorySource(name, together, Places.whole([name], [count]), labels=values, classes=classes)
-        source.crops_are_rounded = rendered
+    fetched = ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
+    remarks: tuple[str, ...] = ()
     if values is None and (why := _why_unlabelled(labels, name)):
-        source.unlabelled_because = why
-        source.remarks = (f"{name} is taken without labels: {why}.",)
+        fetched.unlabelled_because = why
+        remarks = (f"{name} is taken without labels: {why}.",)
+    source: PlacedSource = fetched
+    if together is not None:
+        kind = _DeepItems if any(map(is_deep, modes)) else MemorySource
+        source = memory = kind(name, together, Places.whole([name], [count]), labels=values, classes=classes)
+        memory.crops_are_rounded = bool(modes - {""})
+        memory.origin = fetched if isinstance(memory, _DeepItems) else None
+        memory.unlabelled_because = fetched.unlabelled_because
+    source.remarks = fetched.remarks = remarks
     return source
 
 
@@ -87,16 +128,30 @@ def _count(items: Any, name: str) -> int:
     return count
 
 
-def read_item(items: Any, index: int, where: str) -> tuple[torch.Tensor, Any, bool]:
-    """The pixels uint8 (c, h, w) and the label of an item, and whether it is a Pillow image, as from a file.
+def read_item(items: Any, index: int, where: str, *, white_level: int = 0) -> tuple[torch.Tensor, Any, str]:
+    """The pixels uint8 (c, h, w) and the label of an item, and the mode of a Pillow image; empty for any other.
 
     Raises:
         UnreadableImage: it cannot be opened, or the dataset raises an error.
         DataError: it is not an image.
     """
-    try:
+    with _reported(where):
         image, label = _split(items[index], where)
-        return as_image(image, where), label, isinstance(image, Image.Image)
+        mode = image.mode if isinstance(image, Image.Image) else ""
+        return as_image(image, where, white_level=white_level), label, mode
+
+
+def fetch_item(items: Any, index: int, where: str) -> tuple[Any, Any]:
+    """The image and the label of an item as the dataset has them; errors as in ``read_item``."""
+    with _reported(where):
+        return _split(items[index], where)
+
+
+@contextlib.contextmanager
+def _reported(where: str) -> Iterator[None]:
+    """Turns what a dataset of the user raises in the block into UnreadableImage, at ``where``."""
+    try:
+        yield
     except (MatrixSSLError, MemoryError):
         raise
     except (OSError, UnidentifiedImageError) as error:

@@ -79,6 +79,9 @@ class JoinedSource(Source):
     def highest_level(self, index: int) -> int:
         return self._parts[self._part[index]].highest_level(int(self._row[index]))
 
+    def has_pages(self, index: int) -> bool:
+        return self._parts[self._part[index]].has_pages(int(self._row[index]))
+
     def where(self, index: int) -> str:
         return self._parts[self._part[index]].where(int(self._row[index]))
 

@@ -101,7 +101,7 @@ def find_split_folders(folder: Path) -> SplitFolders:
     split.
 
     Raises:
-        DataError: each of several folders has such splits, as in k-fold cross-validation.
+        DataError: the only folder has such splits, or each of several has, as in k-fold cross-validation.
     """
     entries = list_folder(folder)
     inside = {entry.name.lower(): Path(entry.path) for entry in entries if _is_folder(entry)}
@@ -242,14 +242,16 @@ def _entries(folder: Path, *, may_refuse: bool = False) -> list[os.DirEntry[str]
 
 
 def _refuse_folds(folder: Path, inside: Sequence[Path]) -> None:
-    """Raises DataError if each of two or more folders has a training and a test folder of its own."""
+    """Raises DataError if each of the folders has a training and a test folder of its own."""
 
     def is_split(path: Path) -> bool:
         names = {entry.name.lower() for entry in list_folder(path) if _is_folder(entry)}
         return not names.isdisjoint(TRAIN_NAMES) and not names.isdisjoint(TEST_NAMES)
 
-    if len(inside) > 1 and all(is_split(path) for path in inside):
+    if inside and all(is_split(path) for path in inside):
         names = sorted(path.name for path in inside)
+        if len(names) == 1:
+            raise DataError(f"{folder}: its only folder has a training and a test split: name {folder / names[0]}.")
         raise DataError(
             f"{folder}: each of its {len(names)} folders ({some(names)}) has a training and a test split of its own; "
             f"name one of them, such as {folder / names[0]}."

@@ -126,18 +126,18 @@ def at_most(pixels: int) -> Iterator[None]:
         _most_pixels.reset(before)
 
 
-def page_numbers(content: bytes) -> list[int]:
+def page_numbers(content: bytes, *, most: int = MOST_PAGES) -> list[int]:
     """The pages or frames of a file that are images in their own right: not the previews and masks of a TIFF.
 
-    A file that cannot be read has one page; at most ``MOST_PAGES`` are counted.
+    A file that cannot be read has one page; only the first ``most`` pages are looked at.
     """
     if tiff.is_tiff(content):
-        return tiff.page_numbers(content, most=MOST_PAGES)
+        return tiff.page_numbers(content, most=most)
     with contextlib.suppress(UnreadableImage), reported(content, ""), _open(content, "") as image:
         if image.format not in _PAGED or image.tell():  # an HEIC file whose main image is not the first: that one
             return [0]
         numbers = []
-        for page in range(MOST_PAGES):
+        for page in range(most):
             try:
                 image.seek(page)
             except EOFError:

@@ -48,10 +48,13 @@ def as_images(images: NDArray[Any] | Tensor, what: str) -> Tensor:
     return result
 
 
-def as_image(image: Any, what: str) -> Tensor:
-    """One image, uint8 (c, h, w), from Pillow or from an array (h, w), (c, h, w) or (h, w, c) as in ``as_images``."""
+def as_image(image: Any, what: str, *, white_level: int = 0) -> Tensor:
+    """One image, uint8 (c, h, w), from Pillow or from an array (h, w), (c, h, w) or (h, w, c) as in ``as_images``.
+
+    ``white_level`` is the level of white in Pillow's images of 16 bits; 0: that of the format.
+    """
     if isinstance(image, Image.Image):
-        return to_tensor(image, what)
+        return to_tensor(image, what, white_level=white_level)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise DataError(f"{what}: expected an image of Pillow, an array or a tensor, not {type(image).__name__}.")
     return as_images(image[None], what)[0]

@@ -15,7 +15,7 @@ from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded, why
 from matrix_ssl.data import huggingface, layout
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
-from matrix_ssl.data.base import Source, evenly
+from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.images import read_or_replace
 from matrix_ssl.data.joined import JoinedSource
@@ -33,14 +33,11 @@ from matrix_ssl.data.named import (
 )
 from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
 from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.remarks import on_reading
 from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known, some
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-_LOOKED_AT = 256  # images of more than 8 bits that are checked for their highest level
-_FULL_BITS = 16  # of levels
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,9 @@ def open_source(
 
 
 def _as_read(source: Source, reading: Reading) -> Source:
-    """A dataset as it is to be read, with a warning if its images of more than 8 bits become nearly black."""
+    """A dataset as it is to be read, with remarks on images that become nearly black and on pages left out."""
     source = read_as(source, reading).loaded()
-    if not (reading.white_level or reading.channels) and (remark := _dark(source)):
-        source.remarks = (*source.remarks, remark) if remark not in source.remarks else source.remarks
+    source.remarks += tuple(remark for remark in on_reading(source) if remark not in source.remarks)
     return source
 
 
@@ -106,26 +102,6 @@ def _channels(source: Source) -> int:
     """The number of channels of the first image that can be read."""
     values, _, _ = read_or_replace(source.values, 0, len(source))
     return int(values.shape[2])
-
-
-def _dark(source: Source) -> str:
-    """A warning if images use less than half of the levels of their 16 bits; empty for any other images.
-
-    The first image decides whether more are checked, at most ``_LOOKED_AT``, spread evenly over the dataset.
-    """
-    if not source.highest_level(0):
-        return ""
-    rows = evenly(len(source), _LOOKED_AT)
-    highest = max(map(source.highest_level, rows.tolist()))
-    bits = max(highest.bit_length(), 8)
-    if bits >= _FULL_BITS:
-        return ""
-    which = "the" if len(rows) == len(source) else f"{len(rows)} of the {len(source)}"
-    use = OFFERED.first(f"use --set data.white_level={2**bits - 1}", otherwise="scale them to 16 bits")
-    return (
-        f"Warning: the highest level of {which} images of 16 bits is {highest}, of {2**16 - 1}, so they are dark. If "
-        f"their levels have {bits} bits, {use}."
-    )
 
 
 def has_test_split(data: Data, *, data_root: Path | None, download: bool = False) -> bool:
@@ -386,6 +362,9 @@ def _missing(name: str, path: Path, root: Path | None) -> str:
     """The places searched, and what may have been meant."""
     known = (*NAMED_SETS, *(_names_in(root) if root else ())) if len(path.parts) == 1 else ()
     hint = did_you_mean_path(path, known)
+    if path.is_absolute():  # such as the place that a run has recorded
+        moved = OFFERED.first(" If it was moved, name its new place by --data.", otherwise=" Write another path.")
+        return f"{name!r} is not a file or folder here.{hint}{moved}"
     searched = f" or in {root}" if root else ""
     return (
         f"{name!r} is not a file or folder here{searched}, nor a named dataset ({', '.join(NAMED_SETS)}).{hint} "

@@ -21,7 +21,17 @@ from PIL import Image
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
 from matrix_ssl.data import array_file, bands, dicom, netpbm
 from matrix_ssl.data.deep import NOT_FINITE, Levels, read_levels
-from matrix_ssl.data.opening import Again, avif_bits, decode, is_heif, page_numbers, reported, turn_upright
+from matrix_ssl.data.opening import (
+    MOST_PAGES,
+    Again,
+    avif_bits,
+    decode,
+    is_heif,
+    page_numbers,
+    quiet_pillow,
+    reported,
+    turn_upright,
+)
 from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import OFFERED, UnreadableImage, import_extra
 
@@ -137,12 +147,18 @@ def read_values(
     return _checked(decode(content, where, lambda *image: _of_picture(*image, where=where), page=page), where)
 
 
-def pages_of(content: bytes) -> list[int]:
-    """The numbers of the pages or frames of a file that are images in their own right."""
-    return dicom.frame_numbers(content) if dicom.is_dicom(content) else page_numbers(content)
+def pages_of(content: bytes, *, most: int = MOST_PAGES) -> list[int]:
+    """Those of the first ``most`` pages or frames of a file that are images in their own right, by their numbers."""
+    return dicom.frame_numbers(content)[:most] if dicom.is_dicom(content) else page_numbers(content, most=most)
 
 
-def _of_picture(image: Image.Image, tags: Tiff | None, again: Again, *, where: str) -> Values:
+def picture_values(image: Image.Image, where: str) -> Values:
+    """The numbers of a Pillow image, which is left unchanged, as those of its file; UnreadableImage if not exactly."""
+    with quiet_pillow():
+        return _of_picture(image.copy(), None, None, where=where)
+
+
+def _of_picture(image: Image.Image, tags: Tiff | None, again: Again | None, *, where: str) -> Values:
     levels = read_levels(image, turn_upright, again=again, tags=tags)
     if levels is not None:
         if not levels.is_exact:

@@ -96,9 +96,10 @@ class Listing:
         }  # fmt: skip
         return template.write_page(expanded(path), "listing.html", values)
 
-    def terminal(self) -> list[Any]:
+    def terminal(self, *, saved: Path | None = None) -> list[Any]:
         """A table of about 20 rows, some of every group, and the sentences, for a rich console.
 
+        ``saved`` is the CSV file that all rows are written to; without one, the last sentence says how to get them.
         Places below the current folder are relative to it, and a single query is put above the table.
         """
         shown = self._first_of_groups(max(2, MOST_ROWS // max(1, self._groups())))[:MOST_ROWS]
@@ -113,7 +114,8 @@ class Listing:
         for row in shown:
             table.add_row(*(_text(row[place]).removeprefix(here) for place in columns))
         more = len(self.rows) - len(shown)
-        rest = [f"{more:,} more: --out FILE.csv writes all, --page FILE.html shows them."] if more > 0 else []
+        where = f"all are in {saved}" if saved else "--out FILE.csv writes all, --page FILE.html shows them"
+        rest = [f"{more:,} more: {where}."] if more > 0 else []
         above = [f"{single}: {str(self.column(single)[0]).removeprefix(here)}"] if single else []
         return [*above, *([table] if self.rows else []), *self.sentences, *rest]
 

@@ -256,19 +256,20 @@ def check_claim(
     if different:
         raise RunFolderError(
             f"{folder} was started with other settings ({'; '.join(different[:5])}): choose another folder"
-            f"{OFFERED.first(', or use --fresh to start over')}.{_train_longer(folder, different)}"
+            f"{OFFERED.first(', or use --fresh to start over')}."
+            f"{_train_further(folder, different) if isinstance(description, RunConfig) else ''}"
         )
 
 
-def _train_longer(run: Path, different: Sequence[str]) -> str:
-    """The remedy if only the number of epochs, which sets the learning-rate decay, is larger than that of the run."""
+def _train_further(run: Path, different: Sequence[str]) -> str:
+    """The remedy if only the images have changed, or only the number of epochs, which sets the decay, is larger."""
+    start = f"start a second run from it: --from {shlex.quote(str(run))}"
+    if all(line.startswith(("data.digest: ", "data.images: ")) for line in different):
+        return OFFERED.first(f" To train its encoder further on these images, {start}.")
     more = re.fullmatch(r"epochs: (\d+) -> (\d+)", different[0])
     if len(different) > 1 or more is None or int(more[2]) < int(more[1]):
         return ""
-    return OFFERED.first(
-        f" To train its encoder further, start a second run from it: --from {shlex.quote(str(run))} --set epochs="
-        f"{int(more[2]) - int(more[1])}."
-    )
+    return OFFERED.first(f" To train its encoder further, {start} --set epochs={int(more[2]) - int(more[1])}.")
 
 
 def set_aside(run: Path, *, first: str = CONFIG) -> Path | None:

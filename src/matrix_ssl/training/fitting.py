@@ -173,7 +173,7 @@ def describe(config: RunConfig, names: Collection[str], seconds: float) -> str:
     listed = ", ".join(f"{name}={values[name]}" for name in names) or "nothing"
     return (
         f"Chosen for these images and this machine: recipe {config.recipe}, {listed}. Expected time: about "
-        f"{duration(seconds)}. Change any of it by --set, or name a recipe."
+        f"{duration(max(seconds, 1))}. Change any of it by --set, or name a recipe."
     )
 
 

@@ -203,7 +203,7 @@ def test_labels_that_cannot_be_judged_have_no_list(tmp_path):
         ("path,x\na/1.jpg\n", "row 2 has 1 values and the headings are 2"),
         ("path,x\n1.jpg,1\n", "none of its 1 paths is one of the images. The first is '1.jpg'"),
         ("path,x\na/1.jpg,1\nphotos/a/1.jpg,2\n", "rows 2 and 3 are about the same image"),
-        (b"path,x\n\xff,1\n", "cannot be read as a CSV file in UTF-8"),
+        ("Datei;Größe\na/1.jpg;1\n".encode("cp1252"), "is not in UTF-8, from its byte 8 on: save it as CSV UTF-8, or"),
     ],
 )
 def test_bad_csv_files_are_named_with_what_is_wrong(tmp_path, text, message):
@@ -212,6 +212,29 @@ def test_bad_csv_files_are_named_with_what_is_wrong(tmp_path, text, message):
     with pytest.raises(DataError, match=re.escape(message)) as error:
         read_columns(path, PLACES)
     assert "more.csv" in str(error.value)
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path):
+    places = [f"photos/{kind}/{i:02d}.jpg" for kind in "ab" for i in range(15)]
+    rows = [(f"{kind}/{i:02d}", f"{i},5", f"{i},5 mm", f"1.{i:03d},5") for kind in "ab" for i in range(15)]
+    text = "\n".join(";".join(row) for row in [("Datei", "Länge", "Maß", "Preis"), *rows])
+    path = tmp_path / "more.csv"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        (length, size, price), sentence = read_columns(path, places)
+        assert sentence == "more.csv has a row for 30 of the 30 images."
+        assert (length.name, length.values.tolist()) == ("Länge", [float(i) + 0.5 for i in range(15)] * 2)
+        assert isinstance(size, Categories) and isinstance(price, Categories)  # no numbers
+    path.write_text(text.replace(",", "{").replace(";", ",").replace("{", ";"), encoding="utf-8")
+    assert isinstance(read_columns(path, places)[0][0], Categories)  # 3;5, whatever that is
+
+
+def test_paths_without_extension_name_the_only_image_that_has_one(tmp_path):
+    places = ["photos/a/1.jpg", "photos/a/1.png", "photos/a/2.jpg", "photos/a/3.jpg", "photos/a/3"]
+    path = tmp_path / "more.csv"
+    path.write_text("id,x\na/1,one\n2,two\n3,three\n")
+    ((column,), _) = read_columns(path, places)
+    assert [column.values[code] if code >= 0 else "" for code in column.codes] == ["", "", "two", "", "three"]
 
 
 def test_the_licences_are_in_the_package():

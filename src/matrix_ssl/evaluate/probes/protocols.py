@@ -68,8 +68,9 @@ def predict(
     if "low-shot" in protocols:
         fewest = int(counts.argmin())
         for shots in _SHOTS:
-            if int(counts[fewest]) < shots:
-                say(f"Skipping low_shot_{shots}: class {classes[fewest]!r} has {int(counts[fewest])} training images.")
+            if (count := int(counts[fewest])) < shots:
+                images = "1 training image" if count == 1 else f"{count} training images"
+                say(f"Skipping low_shot_{shots}: class {classes[fewest]!r} has {images}.")
             else:
                 predictions[f"low_shot_{shots}"] = Predictions(low_shot(x, y, x_test, shots=shots), {"shots": shots})
     return predictions

@@ -3,7 +3,7 @@
 A list is a text file with one name per line, such as SimCLR's ``1percent.txt`` and ``10percent.txt`` for ImageNet
 (github.com/google-research/simclr, imagenet_subsets), with lines like ``n01440764_10026.JPEG``. A name that a line
 cannot hold as it is, such as one with leading or trailing spaces or one that is not Unicode, is written as a JSON
-string.
+string. A .csv file with a column of paths, as the commands on images write it, is such a list, too.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.config.untrusted import read_file, text_lines, why
+from matrix_ssl.config.csv_table import ENDING, path_column, read_table
+from matrix_ssl.config.untrusted import is_file, read_file, text_lines, why
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError, some
@@ -72,6 +73,8 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
 def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, dataset: str) -> NDArray[np.int64]:
     """The images that names match, by file name or by enough of the end of the path to be unique.
 
+    A path matches in whatever way the images were named, relative to the current folder or from the root on.
+
     Args:
         wheres: the paths of all images.
         where, dataset: where the names and the images come from, for messages.
@@ -85,10 +88,15 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{where}: {len(twice)} names occur twice ({some(map(repr, twice))}): list every image once.")
     by_end = _by_last_part(wheres)
+    wholes = [str(Path(one).absolute()) for one in wheres]
     indices: list[int] = []
     absent, several = [], []
     for name in names:
-        matches = [i for i, one in by_end.get(_last_part(name), ()) if one == name or one.endswith(f"/{name}")]
+        whole = str(Path(name).absolute())
+        matches = [
+            i for i, one in by_end.get(_last_part(name), ())
+            if one == name or wholes[i] == whole or one.endswith(f"/{name}") or wholes[i].endswith(f"/{name}")
+        ]  # fmt: skip
         indices += matches
         absent += [name] * (not matches)
         several += [name] * (len(matches) > 1)
@@ -137,7 +145,15 @@ def _check_classes(labels: NDArray[np.int64], classes: list[str], where: str) ->
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a list; DataError if the file cannot be read, is empty or is not UTF-8 text."""
+    """The names in a list: the lines of a text file, or the column of paths of a .csv file that has one.
+
+    Raises:
+        DataError: the file cannot be read, is empty or is not UTF-8 text, or a .csv file has rows of unequal length.
+    """
+    if path.suffix.lower() == ENDING and is_file(path):
+        header, rows, _ = read_table(path, errors="surrogateescape")
+        if (column := path_column(header)) is not None and rows:
+            return [row[column] for row in rows]
     try:
         text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:

@@ -1,7 +1,5 @@
 """Columns of a CSV file for the images on the page, which are identified by their paths."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -9,14 +7,13 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from matrix_ssl.config.untrusted import MOST_TEXT, read_file, why
+from matrix_ssl.config.csv_table import SEMICOLON, path_column, read_table
 from matrix_ssl.errors import DataError
 from matrix_ssl.report.explore.contents import Categories, Column, Numbers
 
-_PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths
-_SEPARATORS = ",;\t"
 _FEW = 12  # distinct integers up to which a column holds categories
 _NAMED = re.compile(r"[+-]?0\d|.*[^\d.eE+-]", re.ASCII)  # 007, 12_3: names, although Python reads them as numbers
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
 _MISSING = ("", "nan")  # no number, in a column of numbers
 _EXACT = 2.0**53  # up to which floating point represents every integer
 
@@ -25,14 +22,17 @@ def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
     """The columns of a CSV file for the images at ``places``, and a sentence on how many images it describes.
 
     The first line names the columns; the column of paths is named path, where, file, filename or image, or is the
-    first one. A path may be complete, relative to the file's folder, or the end of exactly one of the places.
+    first one. A path may be complete, relative to the file's folder, or the end of exactly one of the places, with or
+    without the extension. Between semicolons, numbers may have a decimal comma.
 
     Raises:
         DataError: it cannot be read, has no column other than the paths, repeats a heading or an image, or describes
             no image.
     """
-    header, rows = _read(path)
-    key = next((i for name in _PATHS for i, heading in enumerate(header) if heading.lower() == name), 0)
+    header, rows, separator = read_table(path)
+    if len(header) < 2 or not rows:
+        raise DataError(f"{path}: expected a line of headings, a column of paths, one column more, and rows.")
+    key = path_column(header) or 0
     images = _match(path, [row[key] for row in rows], places)
     columns = []
     for number, heading in enumerate(header):
@@ -41,29 +41,9 @@ def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
             for row, image in zip(rows, images, strict=True):
                 if image is not None:
                     texts[image] = row[number].strip()
-            columns.append(_column(heading, texts))
+            columns.append(_column(heading, _with_points(texts) if separator == SEMICOLON else texts))
     described = sum(image is not None for image in images)
     return columns, f"{path.name} has a row for {described:,} of the {len(places):,} images."
-
-
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        text = read_file(path, most=MOST_TEXT).decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        separator = max(_SEPARATORS, key=first.count)
-        lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV file in UTF-8: {why(error)}.") from error
-    header = [heading.strip() for heading in lines[0]] if lines else []
-    if len(header) < 2 or len(lines) < 2:
-        raise DataError(f"{path}: expected a line of headings, a column of paths, one column more, and rows.")
-    if repeated := [heading for heading in header if header.count(heading) > 1]:
-        raise DataError(f"{path}: the heading {repeated[0]!r} is repeated; rename one.")
-    if uneven := next((i for i, row in enumerate(lines, 1) if len(row) != len(header)), 0):
-        raise DataError(
-            f"{path}: row {uneven} has {len(lines[uneven - 1])} values and the headings are {len(header)}; fill it."
-        )
-    return header, lines[1:]
 
 
 def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int | None]:
@@ -75,10 +55,15 @@ def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int 
         for start in range(1, len(parts)):
             end = parts[start:]
             ends[end] = None if end in ends else number
+    stems: dict[tuple[str, ...], int | None] = {}
+    for end, image in ends.items():
+        stem = (*end[:-1], PurePath(end[-1]).stem)
+        stems[stem] = None if stem in stems else image
     images: list[int | None] = []
     rows: dict[int, int] = {}
     for number, name in enumerate(names, 2):
-        image = whole.get(name, whole.get(str(path.parent / name), ends.get(PurePath(name).parts)))
+        parts = PurePath(name).parts
+        image = whole.get(name, whole.get(str(path.parent / name), ends.get(parts, stems.get(parts))))
         if image is not None and image in rows:
             raise DataError(f"{path}: rows {rows[image]} and {number} are about the same image, {name!r}; remove one.")
         if image is not None:
@@ -90,6 +75,13 @@ def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int 
             f"{places[0]!r}."
         )
     return images
+
+
+def _with_points(texts: list[str]) -> list[str]:
+    """Numbers with decimal points in place of commas; any other texts as they are."""
+    known = [text for text in texts if text.lower() not in _MISSING]
+    are_numbers = all(map(_DECIMAL_COMMA.fullmatch, known))
+    return [text.replace(",", ".") for text in texts] if are_numbers else texts
 
 
 def _column(name: str, texts: Sequence[str]) -> Column:

@@ -1,0 +1,54 @@
+"""Tables in CSV files, as spreadsheets and this package write them: a line of headings, and one row per image."""
+
+import codecs
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matrix_ssl.config.untrusted import MOST_TEXT, read_file, why
+from matrix_ssl.errors import DataError
+
+ENDING = ".csv"
+SEMICOLON = ";"  # between values where the comma is the decimal point
+_SEPARATORS = f",{SEMICOLON}\t"
+_PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths, in order of preference
+
+
+def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[list[str]], str]:
+    """The headings, the rows below them and the separator of a CSV file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Args:
+        errors: how bytes that are not UTF-8 are decoded, as for ``bytes.decode``.
+
+    Raises:
+        DataError: it cannot be read, is in another encoding, has no heading, repeats one, or has a row of another
+            length.
+    """
+    try:
+        content = read_file(path, most=MOST_TEXT)
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16") if is_wide else content.decode("utf-8-sig", errors=errors)
+        first = text.partition("\n")[0]
+        separator = max(_SEPARATORS, key=first.count)
+        lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not in UTF-8, from its byte {error.start} on: save it as CSV UTF-8, or convert it, from the "
+            "encoding of Windows by iconv -f WINDOWS-1252 -t UTF-8."
+        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a CSV file: {why(error)}.") from error
+    header = [heading.strip() for heading in lines[0]] if lines else []
+    if repeated := [heading for heading in header if header.count(heading) > 1]:
+        raise DataError(f"{path}: the heading {repeated[0]!r} is repeated; rename one.")
+    if uneven := next((i for i, row in enumerate(lines, 1) if len(row) != len(header)), 0):
+        raise DataError(
+            f"{path}: row {uneven} has {len(lines[uneven - 1])} values and the headings are {len(header)}; fill it."
+        )
+    return header, lines[1:], separator
+
+
+def path_column(header: Sequence[str]) -> int | None:
+    """The number of the column of paths, by its heading; None if no heading is one for paths."""
+    return next((i for name in _PATHS for i, heading in enumerate(header) if heading.lower() == name), None)
