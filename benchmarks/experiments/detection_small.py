@@ -101,7 +101,7 @@ def detect(arguments: argparse.Namespace, encoder: str, out: Path, seed: int) ->
     with session(arguments.device, quiet=True) as s:
         prepared = detection.prepare(inputs, settings, device=s.device)
         if not s.claim(out, prepared.description, is_complete=(out / detection.RESULT).exists, fresh=False):
-            detection.run(prepared, out, display=s.display, bar=s.display.bar)
+            detection.run(prepared, out, display=s.display)
     result = read_json(out / detection.RESULT)
     names = ("iterations", "bad_steps", "seconds_training", "data", "environment")
     return {

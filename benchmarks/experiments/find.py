@@ -207,7 +207,7 @@ def subsets(
         pool = permutation(len(labels), SUBSETS, draw)[: round(POOL * len(labels))]
         count = round(TENTH * len(pool))
         for name in accuracies:
-            chosen = pool[:count] if name == "random" else pool[select(features[pool], count=count, rule=name).indices]  # type: ignore[arg-type]
+            chosen = pool[:count] if name == "random" else pool[select(features[pool], count=count, rule=name).indices]
             x, y = torch.tensor(features[chosen]), torch.tensor(labels[chosen])
             probe = next(fit_path(x, y, classes=int(labels.max()) + 1, penalties=(1.0,)))
             accuracies[name].append(float((probe.predict(torch.tensor(test)).numpy() == answers).mean()))

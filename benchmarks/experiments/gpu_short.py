@@ -212,7 +212,7 @@ def images(location: Any, split: Any, data_root: Path | None) -> Source:
         return source
     if not isinstance(source, PlacedSource):
         raise DataError(f"{source.name!r} cannot be kept in memory: choose a dataset of images of one size.")
-    return in_memory(source)
+    return in_memory(source, most=None)
 
 
 def compile_encoders(method: Method) -> None:

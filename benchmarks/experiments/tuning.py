@@ -127,7 +127,7 @@ def train(
     renew = ClassifierTraining.renew_statistics
     with tempfile.TemporaryDirectory() as folder:
         for kind, method in (("running", lambda *_: None), ("anew", renew)):
-            ClassifierTraining.renew_statistics = method  # type: ignore[method-assign]
+            ClassifierTraining.renew_statistics = method
             try:
                 tuned = tune(
                     encoder, width, labelled, data, settings=[settings], folder=Path(folder), device=CPU,
@@ -136,7 +136,7 @@ def train(
             except Diverged as error:
                 return {"error": str(error)}
             finally:
-                ClassifierTraining.renew_statistics = renew  # type: ignore[method-assign]
+                ClassifierTraining.renew_statistics = renew
             outcome = supervised.score(tuned.classifier, tuned.fitted, judge, data, device=CPU)
             accuracies[kind] = float((outcome.scores.argmax(1) == outcome.labels).double().mean())
     return {"accuracy": accuracies["anew"], "running": accuracies["running"], "train": tuned.fitted.train_accuracy}

@@ -189,9 +189,9 @@ def head_table(result: Row) -> str:
             f"Two of the {len(digits['tokens'])} digits have a mean cosine of {digits['cosine']:.2f}, and a mean "
             f"cosine² of {digits['squared_cosine']:.2f}. "
         )
-    near = [f"`{word}`: " + ", ".join(f"`{text}` {value:.2f}" for text, value in rows)
+    nearest = [f"`{word}`: " + ", ".join(f"`{text}` {value:.2f}" for text, value in rows)
             for word, rows in head["neighbours"].items()]  # fmt: skip
-    return f"{table(['', *counts], lines)}\n{about}The nearest rows:\n\n" + "".join(f"- {line}\n" for line in near)
+    return f"{table(['', *counts], lines)}\n{about}The nearest rows:\n\n" + "".join(f"- {line}\n" for line in nearest)
 
 
 def mass_table(bands: Mapping[str, Row]) -> str:

@@ -95,7 +95,8 @@ def measure_memory(vocabulary: int, d: int, positions: int, *, quick: bool) -> R
         answer = context.Queue()
         # freed blocks go back to the system at once, so that the peak is what was alive together
         with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}):
-            process = context.Process(target=peak, args=(vocabulary, d, positions, name, answer))
+            arguments = (vocabulary, d, positions, name, answer)
+            process = context.Process(target=peak, args=arguments)  # type: ignore[attr-defined]
             process.start()
         found[name] = answer.get()
         process.join()

@@ -143,7 +143,7 @@ def main() -> None:
         memory = {}
         for name in seconds:
             answer = context.Queue()
-            process = context.Process(target=peak, args=(method, n, d, name, answer))
+            process = context.Process(target=peak, args=(method, n, d, name, answer))  # type: ignore[attr-defined]
             process.start()
             process.join()
             if process.exitcode:

@@ -62,10 +62,10 @@ def main() -> None:
     for width in options.widths:
         result = measure(rows, width, queries=queries, k=20)
         results.append(result)
-        seconds, cpu = result["seconds"]["index"], result["cpu_seconds"]["index"]  # type: ignore[index]
+        seconds, cpu = result["seconds"]["index"], result["cpu_seconds"]["index"]
         print(
             f"{rows:,} x {width}: median {1e3 * seconds['median']:.1f} ms, {1e3 * cpu['median']:.1f} ms of the CPU, "
-            f"index {result['index_bytes'] / 2**30:.2f} GiB"  # type: ignore[operator]
+            f"index {result['index_bytes'] / 2**30:.2f} GiB"
         )
     save(options.out, {"searches": results, "peak_memory": system.peak_memory()})
 
