@@ -1,6 +1,5 @@
 """Fine-tuning from a file to a model: what is learned, what is written, what is refused, and going on after a stop."""
 
-import copy
 import dataclasses
 import gzip
 import importlib
@@ -113,7 +112,6 @@ def test_answers_and_the_end_are_learned_and_prompts_are_not(template):
     assert tokenizer.decode(example["labels"][learned]) == "It is 4.</s>" + "\n" * (template == "chat")
     assert torch.equal(example["labels"][learned], example["input_ids"][learned])
     assert found.learned == learned.sum()
-    tokenizer.chat_template = None
 
 
 def test_a_first_token_is_put_before_prompts_once():
@@ -149,7 +147,7 @@ def test_long_sequences_are_cut_and_prompts_without_answer_left_out():
 def test_batches_are_filled_with_what_is_neither_seen_nor_learned():
     rows = [Exchange.of("a", "b"), Exchange.of("a", "b c d e")]
     found = examples.make_examples(rows, template="plain", tokenizer=llm_toys.tokenizer(), max_length=50)
-    tokenizer = copy.deepcopy(llm_toys.tokenizer())
+    tokenizer = llm_toys.tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = None, "left"
     batch = examples.collator(tokenizer)([found[0], found[1]])
     assert set(batch) == {"input_ids", "labels", "attention_mask"}

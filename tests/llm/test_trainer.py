@@ -240,7 +240,7 @@ def sft(model: Any, folder: Path, *, changes: dict[str, Any] | None = None, **gi
     } | (changes or {})  # fmt: skip
     config = trl.SFTConfig(**settings)
     rows: list[Any] = [{"prompt": row["question"], "completion": row["answer"]} for row in llm_toys.questions(16)]
-    tokenizer = copy.deepcopy(llm_toys.tokenizer())
+    tokenizer = llm_toys.tokenizer()
     if settings.get("assistant_only_loss"):
         tokenizer.chat_template = GENERATION
         rows = [{"messages": [{"role": "user", "content": row["prompt"]},

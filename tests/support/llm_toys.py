@@ -39,14 +39,18 @@ def questions(n: int, *, seed: int = 0) -> list[dict[str, str]]:
 
 
 @functools.cache
-def tokenizer() -> Any:
-    """About 300 tokens, learned from the sums."""
+def _tokenizer() -> Any:
     return tiny_tokenizer([f"{row['question']}\n{row['answer']}" for row in questions(200)], vocabulary=300)
+
+
+def tokenizer() -> Any:
+    """About 300 tokens, learned from the sums; one of its own for every caller, who may change it."""
+    return copy.deepcopy(_tokenizer())
 
 
 @functools.cache
 def _llama() -> Any:
-    return tiny_llama(tokenizer())
+    return tiny_llama(_tokenizer())
 
 
 def llama() -> Any:
@@ -56,7 +60,7 @@ def llama() -> Any:
 
 def sequences(n: int = 16, *, seed: int = 0) -> list[dict[str, list[int]]]:
     """Sequences of 6 to 14 tokens, of which parts of very different length are learned."""
-    numbers, size = random.Random(seed), len(tokenizer())
+    numbers, size = random.Random(seed), len(_tokenizer())
     rows = []
     for i in range(n):
         ids = [numbers.randrange(size) for _ in range(numbers.randint(6, 14))]
