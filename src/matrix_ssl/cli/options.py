@@ -84,8 +84,9 @@ def _limit_time(_: click.Context, __: click.Parameter, hours: float | None) -> N
 
 
 data = click.option("--data", metavar="PATH_OR_NAME", multiple=True, callback=_one_or_several,
-                    shell_complete=completion.datasets, help="A folder of images, a packed .npz file, hf:NAME, or a "
-                    "dataset: digits, cifar10, cifar100, stl10; may be repeated, to use several as one.")  # fmt: skip
+                    shell_complete=completion.datasets, help="A folder of images, a .csv table of paths and "
+                    "labels, a packed .npz file, hf:NAME, or a dataset: digits, cifar10, cifar100, stl10; may be "
+                    "repeated, to use several as one.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "

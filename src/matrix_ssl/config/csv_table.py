@@ -12,7 +12,9 @@ from matrix_ssl.errors import DataError
 ENDING = ".csv"
 SEMICOLON = ";"  # between values where the comma is the decimal point
 _SEPARATORS = f",{SEMICOLON}\t"
-_PATHS = ("path", "where", "file", "filename", "image")  # headings of the column of paths, in order of preference
+# headings of the column of paths, in order of preference
+_PATHS = ("path", "where", "file", "filename", "filepath", "image", "imagepath", "imagefile")
+_NO_LETTERS = str.maketrans("", "", " _-")
 
 
 def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[list[str]], str]:
@@ -51,4 +53,10 @@ def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[l
 
 def path_column(header: Sequence[str]) -> int | None:
     """The number of the column of paths, by its heading; None if no heading is one for paths."""
-    return next((i for name in _PATHS for i, heading in enumerate(header) if heading.lower() == name), None)
+    return find_column(header, _PATHS)
+
+
+def find_column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    """The number of the first column in the order of ``names``, in any letter case; "File Name" is "filename"."""
+    plain = [heading.lower().translate(_NO_LETTERS) for heading in header]
+    return next((plain.index(name) for name in names if name in plain), None)

@@ -42,6 +42,7 @@ _REMEDIES = {
     ),
     "Export scans as 16-bit PNG or TIFF": (".nii", ".mha", ".mhd", ".svs", ".ndpi", ".czi", ".nd2"),
     "Extract the frames of videos": (".mp4", ".mov", ".avi", ".mkv", ".webm"),
+    "To use a table of paths and labels, name the table itself": (".csv", ".tsv"),
     "Unpack archives": (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded, why
-from matrix_ssl.data import huggingface, layout
+from matrix_ssl.data import huggingface, layout, tables
 from matrix_ssl.data.archives import ENDING, is_archive, open_archives
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.folder import open_folder
@@ -59,9 +59,10 @@ def open_source(
 
     Args:
         data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them, a
-            .tar file or a folder of them, a .txt file that lists datasets (``listed``), ``hf:NAME``, or a name. Names
-            in ``NAMED_SETS`` always mean those datasets; for such a folder, write ``./cifar10``. Any other may be a
-            folder in the data root. Several are joined into one. For Python objects, see ``objects.as_data``.
+            .tar file or a folder of them, a .csv table of paths and labels (``tables.open_table``), a .txt file that
+            lists datasets (``listed``), ``hf:NAME``, or a name. Names in ``NAMED_SETS`` always mean those datasets; for
+            such a folder, write ``./cifar10``. Any other may be a folder in the data root. Several are joined into one.
+            For Python objects, see ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
         data_root: the folder that holds named datasets; None: the environment variable MATRIX_SSL_DATA.
         download: let torchvision fetch a named dataset that is absent.
@@ -247,8 +248,14 @@ def _at(path: Path) -> Splits:
             return Splits(partial(open_packed, [path], name=path.stem), None)
         if is_archive(path):
             return Splits(partial(open_archives, [path], name=path.stem), None)
+        if path.suffix.lower() in tables.ENDINGS:
+            training, open_test = tables.open_table(path)
+            return Splits(lambda: training, open_test)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
-        raise DataError(f"{path} is {kind}; name a folder of images (unpack archives first) or a packed .npz file.")
+        raise DataError(
+            f"{path} is {kind}; name a folder of images (unpack archives first), a packed .npz file or "
+            "a .csv table of the paths of images."
+        )
     if not path.is_dir():
         raise DataError(f"{path} is a pipe, a device or a socket; name a folder of images or a packed .npz file.")
     name = path.resolve().name

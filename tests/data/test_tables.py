@@ -1,0 +1,178 @@
+"""Tables of paths, labels and splits: the same datasets as the folders that they describe, as pandas writes them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from matrix_ssl.data import has_test_split, open_source
+from matrix_ssl.data.base import Source
+from matrix_ssl.errors import DataError
+from tests.support.runs import BARE, make_images, succeed
+from tests.support.runs import from_files as pretrain_from_files
+
+FILES = ["cat/1.png", "cat/2.png", "dog/1.png", "dog/zwölf, 12.png"]
+CLASSES = ["cat", "cat", "dog", "dog"]
+
+
+def make_files(folder: Path, files: list[str]) -> None:
+    """An image for each file, of a grey level of its own."""
+    for level, file in enumerate(files):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), (level, level, level)).save(path)
+
+
+def opened(path: Path, split: str = "train") -> Source:
+    return open_source(str(path), split=split, data_root=None)  # type: ignore[arg-type]
+
+
+def write(table: Path, **columns: list[str]) -> Path:
+    pd.DataFrame(columns).to_csv(table, index=False, sep="\t" if table.suffix == ".tsv" else ",")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("name", "headings"),
+    [("t.csv", ("path", "label")), ("t.tsv", ("File Name", "class")), ("T.CSV", ("file_name", "Class Name")),
+     ("t.csv", ("image-path", "target"))],
+)  # fmt: skip
+def test_a_table_of_a_folder_is_the_same_dataset(name: str, headings: tuple[str, str], tmp_path: Path) -> None:
+    make_files(tmp_path / "photos", FILES)
+    table = write(tmp_path / "photos" / name, **{headings[0]: FILES, "note": ["a", "", "b", ""], headings[1]: CLASSES})
+    source, folder = opened(table), opened(tmp_path / "photos")
+    assert (source.classes, source.labelled()[0].tolist()) == (["cat", "dog"], [0, 0, 1, 1])
+    assert [source.where(i) for i in range(4)] == [folder.where(i) for i in range(4)]
+    assert [int(source.read(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3]
+    assert source.digest == folder.digest
+    assert source.remarks == (f"Classes of {table}: 2 (cat, dog).",)
+    assert not has_test_split(str(table), data_root=None)
+
+
+def test_the_order_is_that_of_the_rows_and_paths_may_lead_anywhere(tmp_path: Path) -> None:
+    make_files(tmp_path / "photos", FILES)
+    (tmp_path / "tables").mkdir()
+    rows = ["../photos/dog/1.png", str(tmp_path / "photos" / "cat" / "2.png"), "../photos/cat/1.png"]
+    source = opened(write(tmp_path / "tables" / "t.csv", file=rows, label=["10", "9", "9"]))
+    assert [int(source.read(i)[0, 0, 0]) for i in range(3)] == [2, 1, 0]
+    assert (source.classes, source.labelled()[0].tolist()) == (["9", "10"], [1, 0, 0])
+    assert opened(write(tmp_path / "tables" / "u.csv", file=rows, label=["10", "9", "a"])).classes == ["10", "9", "a"]
+
+
+def test_a_spreadsheet_and_names_that_are_not_text(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    wide = tmp_path / "wide.csv"
+    rows = zip(["path", *FILES], ["label", *CLASSES], strict=True)
+    wide.write_bytes("".join(f"{file};{label}\r\n" for file, label in rows).encode("utf-16"))
+    assert opened(wide).classes == ["cat", "dog"]
+    strange = tmp_path / "a\udcff.png"
+    strange.write_bytes((tmp_path / FILES[2]).read_bytes())
+    (tmp_path / "bytes.csv").write_bytes(b"path\na\xff.png\n")
+    assert int(opened(tmp_path / "bytes.csv").read(0)[0, 0, 0]) == 2
+
+
+def test_splits(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    table = write(tmp_path / "t.csv", path=FILES, label=CLASSES, split=["Train", "test", "training", "val"])
+    train, test = opened(table), opened(table, "test")
+    assert [Path(train.where(i)).name for i in range(2)] == ["1.png", "1.png"]
+    assert (test.where(0), test.classes, test.labelled()[0].tolist()) == (
+        str(tmp_path / FILES[1]), ["cat", "dog"], [0],
+    )  # fmt: skip
+    assert train.remarks[0] == f"{table}: training images from train, training, test images from test; not used: val."
+    unlabelled = write(
+        tmp_path / "u.csv", path=FILES, label=["cat", "", "dog", "dog"], split=["train", "test", "train", "val"]
+    )
+    assert Path(opened(unlabelled, "test").where(0)).name == "zwölf, 12.png"
+    only = write(tmp_path / "v.csv", path=FILES[:2], subset=["train", ""])
+    assert not has_test_split(str(only), data_root=None) and len(opened(only)) == 1
+    assert "not used: rows without a split." in opened(only).remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({}, "give t.csv a column with the heading 'label'"),
+        ({"label": ["cat", " ", "dog", ""]}, "2 of 4 rows have no label; fill them in, or remove these rows"),
+        ({"label": ["cat"] * 4}, "every image has the label 'cat'; add images of another class"),
+    ],
+)
+def test_why_there_are_no_labels(labels: dict[str, list[str]], words: str, tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    source = opened(write(tmp_path / "t.csv", path=FILES, **labels))
+    assert len(source) == 4 and source.labels is None
+    with pytest.raises(DataError, match=words):
+        source.labelled()
+    assert len(source.remarks) == len(labels)  # it is said at once where there is a column of labels
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "name,label\n1.png,cat\n",
+            "none of the headings 'name', 'label' is that of the images' paths; name it 'path'",
+        ),
+        ("path,label\n", "lists no image"),
+        ("", "none of the headings"),
+        ("path,label\n1.png,cat\n,dog\n", "row 3 has no path"),
+        ("path,label\n1\0.png,cat\n", "row 2 has no path"),
+        ("path,label\n1.png,a\n2.png,b\n1.png,b\n", "the image '1.png' has 2 rows; keep one for each image"),
+        ("path,label\n1,cat\n2,dog\n", "none of its 2 files exists; the first would be .*/1. Write paths relative to"),
+        ("path,label\n1.png,cat,\n", "row 2 has 3 values and the headings are 2"),
+        ("path,split\n1.png,test\n2.png,other\n", "no row is of the training split, only of 'other', 'test'"),
+    ],
+)
+def test_what_is_no_table_of_images(content: str, words: str, tmp_path: Path) -> None:
+    make_files(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=words):
+        opened(tmp_path / "t.csv")
+
+
+def test_test_images_of_another_class_are_refused_where_they_are_used(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    table = write(
+        tmp_path / "t.csv", path=FILES, label=["cat", "dog", "bee", "dog"], split=["train", "train", "test", "test"]
+    )
+    assert len(opened(table)) == 2
+    with pytest.raises(DataError, match="the class 'bee' of test images is not in the training split \\(2 classes\\)"):
+        opened(table, "test")
+
+
+def test_tables_next_to_folders_and_in_lists(tmp_path: Path) -> None:
+    make_files(tmp_path / "a", FILES)
+    make_files(tmp_path / "b", ["bee/1.png", "dog/1.png"])
+    write(tmp_path / "a" / "t.csv", path=FILES, label=CLASSES)
+    (tmp_path / "all.txt").write_text("a/t.csv\nb\n")
+    source = opened(tmp_path / "all.txt")
+    assert (len(source), source.classes) == (6, ["bee", "cat", "dog"])
+    remarks = opened(tmp_path / "a").remarks
+    assert any(
+        "1 of 5 files, by their extensions: .csv (1). To use a table of paths" in remark for remark in remarks
+    ), remarks
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """Pre-training, evaluation on the table's test split, and a table that a command wrote as data again."""
+    files = [path.name for path in make_images(tmp_path / "images", 40)]
+    labels = [str(k % 2) for k in range(40)]
+    splits = ["test" if k % 4 > 1 else "train" for k in range(40)]
+    write(tmp_path / "images" / "scans.csv", image=files, label=labels, split=splits)
+    words = pretrain_from_files("images/scans.csv", "data.workers=0")
+    assert "20 images of 'scans'" in succeed(tmp_path, words, before=BARE).err
+    data = json.loads((tmp_path / "r" / "config.json").read_text())["data"]
+    assert data["source"] == str(tmp_path / "images" / "scans.csv")
+    shown = succeed(tmp_path, ["evaluate", "r", "--protocol", "knn", "--device", "cpu"])
+    assert "20 test images" in shown.out + shown.err
+    succeed(tmp_path, ["embed", "r", "--split", "test", "--out", "features.csv", "--device", "cpu"])
+    with (tmp_path / "features.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [f for f, split in zip(files, splits, strict=True) if split == "test"]
+    assert [Path(row["path"]).name for row in rows] == wanted
+    again = opened(tmp_path / "features.csv")
+    assert [Path(again.where(i)).name for i in range(20)] == wanted
+    assert again.labelled()[0].tolist() == [k % 2 for k in range(40) if k % 4 > 1]
