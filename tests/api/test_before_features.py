@@ -23,9 +23,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def compute(*_: object, **__: object) -> None:
         raise AssertionError("features are computed")
 
-    for module in ("matrix_ssl.api.evaluation.features.embed", "matrix_ssl.api.diagnosing.diagnose_blocks",
-                   "matrix_ssl.evaluate.protocols._run_frozen"):  # fmt: skip
-        monkeypatch.setattr(module, compute)
+    for function in ("features.fill", "kept.fill", "protocols._run_frozen"):
+        monkeypatch.setattr(f"matrix_ssl.evaluate.{function}", compute)
+    monkeypatch.setattr("matrix_ssl.api.diagnosing.diagnose_blocks", compute)
     monkeypatch.setenv("MATRIX_SSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name in ("ant", "bee"):

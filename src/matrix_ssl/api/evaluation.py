@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,15 @@ from matrix_ssl.encoder.where import PATH, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_known
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
-from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding, image_digests
+from matrix_ssl.evaluate.kept import embed_kept
 from matrix_ssl.evaluate.protocols import check_protocols, describe_images, run_protocols
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.label_subsets import read_names
 from matrix_ssl.evaluate.trained.protocols import SEMI_SUPERVISED, EvaluationSettings
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import check_writable, fingerprint
+from matrix_ssl.runs.files import check_writable
 from matrix_ssl.runs.folder import lock, read_config
 from matrix_ssl.runs.session import Session, session
 
@@ -153,8 +153,8 @@ def embed(
         split: ``train`` (the whole dataset if it has no test split) or ``test``.
         quiet: show no progress.
         device, data_root, download: as for ``pretraining.train``.
-        keep: a folder for the features, which are memory-mapped from it; calling this again resumes there. None: the
-            features are kept in memory.
+        keep: a folder for the features, which are memory-mapped from it; calling this again resumes there, or reads
+            only image files that are new or have changed. None: the features are kept in memory.
         digests: read every image once more to compute its SHA-256.
 
     Raises:
@@ -170,25 +170,17 @@ def embed_source(
 ) -> Embedding:  # fmt: skip
     """The features of a source that is already open; otherwise as ``embed``."""
     display = Display(quiet=quiet)
-    identity = encoder_digest(encoder, images)
-    with ExitStack() as stack:
-        files = None
-        if keep is not None:
-            stack.enter_context(lock(keep))
-            files = FeatureFiles(keep / "rows", fingerprint=fingerprint(identity, source.name, source.digest))
-            if 0 < files.seen < len(source):
-                display.say(f"Resuming after {files.seen:,} of {len(source):,} images.")
-        for remark in () if files and files.seen == len(source) else source.remarks:  # if complete, nothing is read
+    identity, chosen_device = encoder_digest(encoder, images), devices.choose_device(device)
+    if keep is None:
+        for remark in source.remarks:
             display.say(remark)
-        show = stack.enter_context(display.bar("features"))
-        try:
-            embedding = features.embed(
-                encoder, source, images, device=devices.choose_device(device), on_progress=show, files=files
+        with display.bar("features") as show:
+            embedding = features.embed(encoder, source, images, device=chosen_device, on_progress=show)
+    else:
+        with lock(keep):
+            embedding = embed_kept(
+                keep, encoder, source, images, identity=identity, device=chosen_device, display=display
             )
-        except BaseException:
-            if files is not None and files.seen:
-                files.save()
-            raise
     return replace(
         embedding, encoder_digest=identity, digests=image_digests(source, embedding.paths) if digests else None
     )

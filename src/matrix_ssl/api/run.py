@@ -115,7 +115,7 @@ class Run:
                 (n, patches, k).
             tta: average the features of each image and its mirror image.
             keep: a folder for the features of a large dataset. They are memory-mapped from it, and calling this again
-                resumes there.
+                resumes there, or reads only image files that are new or have changed.
 
         Raises:
             MatrixSSLError: the data or the run is at fault.

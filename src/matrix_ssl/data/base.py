@@ -73,6 +73,10 @@ class Source(ABC):
         """The bytes of one image's file, or UnreadableImage; None for images that are not in files."""
         return None
 
+    def file(self, index: int) -> str | None:
+        """The file that holds one image, or pages of it, and nothing else; None for images that are kept otherwise."""
+        return None
+
     @abstractmethod
     def where(self, index: int) -> str:
         """The place of an image that a user can look up: a path, or ``file.npz[12]``."""

@@ -54,6 +54,9 @@ class FolderSource(Source):
         file = self._files[index]
         return _may_have_pages(file) and len(pages_of(read_content(self._folder / file), most=2)) > 1
 
+    def file(self, index: int) -> str:
+        return os.path.join(self._folder, self._files[index])  # noqa: PTH118, a Path for every file is slow
+
     def where(self, index: int) -> str:
         page = f"[{page}]" if (page := self._page(index)) else ""
         return f"{self._folder / self._files[index]}{page}"
@@ -89,7 +92,7 @@ class FolderSource(Source):
         return names, file_sizes(self._folder, self._files)
 
     def _read_start(self, index: int, count: int) -> bytes:
-        return read_start(os.path.join(self._folder, self._files[index]), count)  # noqa: PTH118, as in file_sizes
+        return read_start(self.file(index), count)
 
     def subset(self, indices: ArrayLike) -> "FolderSource":
         rows = as_indices(indices, len(self))

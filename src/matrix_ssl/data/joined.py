@@ -82,6 +82,9 @@ class JoinedSource(Source):
     def has_pages(self, index: int) -> bool:
         return self._parts[self._part[index]].has_pages(int(self._row[index]))
 
+    def file(self, index: int) -> str | None:
+        return self._parts[self._part[index]].file(int(self._row[index]))
+
     def where(self, index: int) -> str:
         return self._parts[self._part[index]].where(int(self._row[index]))
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.config.untrusted import append, open_to_append
+from matrix_ssl.errors import RunFolderError
 from matrix_ssl.runs.files import cannot_write, read_json, write_json
 
 _PROGRESS = "progress.json"
@@ -112,6 +113,15 @@ class FeatureFiles:
             append(path, rows.tobytes())
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """The fingerprint of the features in a folder; None if there are none."""
+    try:
+        value = read_json(folder / _PROGRESS)["fingerprint"]
+    except (RunFolderError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def _file(name: str) -> str:

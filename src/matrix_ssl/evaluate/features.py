@@ -40,7 +40,6 @@ class RawPixels(nn.Module):
         return F.adaptive_avg_pool2d(x, min(x.shape[-1], RAW_PIXELS_SIDE)).flatten(1)
 
 
-@torch.no_grad()
 def extract(
     encoders: Mapping[str, nn.Module],
     source: Source,
@@ -64,6 +63,28 @@ def extract(
         DataError: no image can be read.
         ConfigError: the images do not have the number of channels that the encoders take.
     """
+    store = _InMemory() if files is None else files
+    fill(store, encoders, source, data, device=device, on_progress=on_progress, on_unreadable=on_unreadable)
+    if len(store.unreadable) == len(source):
+        raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
+    store.save()
+    indices, vectors = store.read()
+    labels = np.full(len(indices), -1) if source.labels is None else source.labels[indices]
+    return Features(vectors, indices, torch.from_numpy(labels), store.unreadable)
+
+
+@torch.no_grad()
+def fill(
+    store: "FeatureFiles | _InMemory",
+    encoders: Mapping[str, nn.Module],
+    source: Source,
+    data: DataConfig,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_unreadable: Callable[[list[tuple[str, str]]], None] | None = None,
+) -> None:
+    """Adds the features of all images that a store has not seen; as ``extract``, but perhaps no image is readable."""
     if source.channels != len(data.mean):
         raise ConfigError(
             f"{source.name!r} has {source.channels}-channel images, but the encoder was trained on "
@@ -71,7 +92,6 @@ def extract(
         )
     for encoder in encoders.values():
         encoder.eval().to(device)
-    store = _InMemory() if files is None else files
     start = store.seen
     rest = source if start == 0 else source.subset(np.arange(start, len(source)))
     for chosen, pixels, problems in evaluation_batches(rest, data, device=device) if len(rest) else ():
@@ -84,12 +104,6 @@ def extract(
             on_unreadable(store.unreadable)
         if on_progress:
             on_progress(store.seen, len(source))
-    if len(store.unreadable) == len(source):
-        raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
-    store.save()
-    indices, vectors = store.read()
-    labels = np.full(len(indices), -1) if source.labels is None else source.labels[indices]
-    return Features(vectors, indices, torch.from_numpy(labels), store.unreadable)
 
 
 def _dtype(encoder: nn.Module) -> torch.dtype:
@@ -158,7 +172,7 @@ class Embedding:
 
 def embed(
     encoder: nn.Module, source: Source, data: DataConfig, *, device: torch.device,
-    on_progress: Callable[[int, int], None], files: FeatureFiles | None = None,
+    on_progress: Callable[[int, int], None] | None = None, files: FeatureFiles | None = None,
 ) -> Embedding:  # fmt: skip
     """Computes the features of a dataset with one encoder; arguments and errors as for ``extract``."""
     features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress, files=files)

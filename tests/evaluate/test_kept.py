@@ -1,0 +1,178 @@
+"""Features that are kept for a folder whose images change, against those computed anew."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from matrix_ssl.api.evaluation import embed_source, open_images
+from matrix_ssl.config import DataConfig
+from matrix_ssl.evaluate.features import Embedding
+from tests.support import runs
+
+DATA = DataConfig(image_size=8, workers=0)
+
+
+class Counting(nn.Module):
+    """Eight random projections of the pixels; counts the images that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.register_buffer("weight", torch.randn(3 * 8 * 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return x.flatten(1) @ self.weight
+
+
+def write(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(10):
+        write(tmp_path / "photos" / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+def features(*places: Path, keep: Path | None, encoder: nn.Module | None = None) -> tuple[Embedding, int]:
+    """The features of folders, and how many images the encoder has seen for them."""
+    source = open_images(tuple(map(str, places)), DATA, split="train", data_root=None, download=False)
+    encoder = encoder or Counting()
+    found = embed_source(encoder, DATA, source, device="cpu", quiet=False, keep=keep)
+    return found, encoder.seen  # type: ignore[return-value]
+
+
+def check(*places: Path, keep: Path, seen: int) -> None:
+    """Demands the features that are computed anew, in the same order, and so many images that the encoder has seen."""
+    (found, count), (expected, _) = features(*places, keep=keep), features(*places, keep=None)
+    assert (found.paths, found.digest, found.unreadable) == (expected.paths, expected.digest, expected.unreadable)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-5)
+    assert count == seen
+
+
+def test_only_new_and_changed_images_are_read(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    check(photos, keep=keep, seen=0)
+    capsys.readouterr()
+    write(photos / "11.png", 11)  # between 1 and 2, and at the end
+    write(photos / "z" / "12.png", 12)
+    (photos / "3.png").unlink()
+    write(photos / "5.png", 50)
+    check(photos, keep=keep, seen=3)
+    said = capsys.readouterr().err
+    assert "3 of 11 images are new or have changed; the features of the others are kept." in said
+    check(photos, keep=keep, seen=0)
+    assert "images are new" not in capsys.readouterr().err
+    (photos / "0.png").unlink()
+    check(photos, keep=keep, seen=0)
+    assert sorted(path.name for path in keep.iterdir() if path.is_dir()) == ["rows"]
+
+
+def test_an_image_of_the_same_size_and_time_is_told_apart(photos: Path, tmp_path: Path) -> None:
+    """Its time of change is set back, as copying programs do; that of its entry in the folder cannot be."""
+    for name in ("0.bmp", "1.bmp"):
+        Image.new("RGB", (9, 9), (int(name[0]) * 50, 7, 7)).save(photos / name)
+    check(photos, keep=tmp_path / "keep", seen=12)
+    before = (photos / "0.bmp").stat()
+    (photos / "0.bmp").write_bytes((photos / "1.bmp").read_bytes())
+    os.utime(photos / "0.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    check(photos, keep=tmp_path / "keep", seen=1)
+
+
+def test_unreadable_images_are_tried_again(photos: Path, tmp_path: Path) -> None:
+    (photos / "4.png").write_bytes(b"no image")
+    check(photos, keep=tmp_path / "keep", seen=9)
+    (photos / "a.png").write_bytes(b"no image either")
+    check(photos, keep=tmp_path / "keep", seen=0)
+    write(photos / "4.png", 4)
+    check(photos, keep=tmp_path / "keep", seen=1)
+
+
+def test_several_folders_and_another_encoder(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "more" / "1.png", 1)
+    keep = tmp_path / "keep"
+    check(photos, tmp_path / "more", keep=keep, seen=11)
+    write(tmp_path / "more" / "0.png", 0)
+    check(photos, tmp_path / "more", keep=keep, seen=1)
+    other = Counting()
+    other.weight *= 2
+    write(tmp_path / "more" / "2.png", 2)
+    found, seen = features(photos, tmp_path / "more", keep=keep, encoder=other)
+    assert seen == 13
+    np.testing.assert_allclose(
+        found.features, 2 * features(photos, tmp_path / "more", keep=None)[0].features, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_images_in_one_file_are_all_read(tmp_path: Path, photos: Path) -> None:
+    files = [path.read_bytes() for path in sorted(photos.glob("*.png"))]
+
+    def pack(files: list[bytes]) -> None:
+        np.savez(
+            tmp_path / "p.npz", jpeg=np.frombuffer(b"".join(files), np.uint8), offs=np.cumsum([0, *map(len, files)])
+        )
+
+    pack(files[:9])
+    check(tmp_path / "p.npz", keep=tmp_path / "keep", seen=9)
+    pack(files)
+    check(tmp_path / "p.npz", keep=tmp_path / "keep", seen=10)
+
+
+@pytest.mark.parametrize("damage", ["stamps", "cut", "progress"])
+def test_what_is_damaged_is_computed_anew(damage: str, photos: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    if damage == "cut":
+        (keep / "stamps").write_bytes((keep / "stamps").read_bytes()[:40])
+    elif damage == "stamps":
+        (keep / "stamps").unlink()
+    else:
+        shutil.rmtree(keep / "rows")
+    write(photos / "a.png", 1)
+    check(photos, keep=keep, seen=11)
+    write(photos / "b.png", 1)
+    check(photos, keep=keep, seen=1)
+
+
+@pytest.mark.parametrize("moment", ["new", "merged", "swapped", "cleared"])
+def test_a_killed_process_loses_nothing(moment: str, photos: Path, tmp_path: Path) -> None:
+    """Killed after some new images, while rows are merged, and while the folders are renamed and removed."""
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    for number in range(300):
+        write(photos / f"n{number}.png", number)
+    kill = "lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "import matrix_ssl.evaluate.kept as k, matrix_ssl.evaluate.feature_files as f\n"
+        "from pathlib import Path\n"
+        "from tests.evaluate import test_kept as t\n"
+        f"kill = {kill}\n"
+    ) + {
+        "new": "f._SECONDS_BETWEEN_SAVES = 0.0\n_add = f.FeatureFiles.add\n"
+        "def add(self, *a):\n    kill() if self.seen else _add(self, *a)\n"
+        "f.FeatureFiles.add = add\n",
+        "merged": "_merge = k._merge\n"
+        "def merge(*a):\n    f.FeatureFiles.save = kill\n    _merge(*a)\n"
+        "k._merge = merge\n",
+        "swapped": "_rename = Path.rename\n"
+        "Path.rename = lambda self, to: kill() if self.name == 'next' else _rename(self, to)\n",
+        "cleared": "k.shutil.rmtree = lambda path, **_: path.name == 'old' and path.exists() and kill()\n",
+    }[moment]
+    ended = runs.run(
+        tmp_path, [], before=f"{code}t.features(Path('photos').absolute(), keep=Path('keep').absolute())\n"
+    )
+    assert ended.code == -signal.SIGKILL, ended
+    check(photos, keep=keep, seen=300 - 256 if moment == "new" else 0)
+    assert sorted(path.name for path in keep.iterdir() if path.is_dir()) == ["rows"]
