@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -65,6 +66,27 @@ def test_search_by_images_of_the_dataset_and_by_others(images: matrix_ssl.Collec
     assert other.paths == [embedding.paths[5], *listing.paths] and other.column("similarity")[0] == pytest.approx(1)
     several = images.search([str(tmp_path), 7], k=2)
     assert several.column("query") == [str(tmp_path / "query.png")] * 2 + [embedding.paths[7]] * 2
+
+
+def test_search_by_images_in_memory(images: matrix_ssl.Collection, tmp_path: Path) -> None:
+    paths = images.embedding.paths
+    expected = images.search([shutil.copy(paths[i], tmp_path / f"{i}.png") for i in (5, 6)], k=3)
+    pictures = [Image.open(paths[i]).convert("RGB") for i in (5, 6)]
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    for queries in (pictures, arrays, torch.from_numpy(arrays).permute(0, 3, 1, 2)):
+        found = images.search(queries, k=3)
+        assert found.paths == expected.paths and found.column("query") == ["image 0"] * 3 + ["image 1"] * 3
+        np.testing.assert_allclose(found.column("similarity"), expected.column("similarity"), atol=2e-3)
+    alone = images.search(arrays[1], k=3)
+    assert alone.paths == expected.paths[3:] and alone.paths[0] == paths[6]
+    assert images.search([pictures[0], 7], k=2).column("query") == ["image 0"] * 2 + [paths[7]] * 2
+    assert images.search(np.array([7]), k=2).column("query") == [paths[7]] * 2
+    alone.page(tmp_path / "page.html")
+    assert "image 0" in (tmp_path / "page.html").read_text()
+    with pytest.raises(
+        ConfigError, match="A query of type dict: name an image, a folder or the number of an image, or"
+    ):
+        images.search([{}])  # type: ignore[list-item]
 
 
 def test_an_approximate_search_states_its_recall(images: matrix_ssl.Collection) -> None:
@@ -335,7 +357,7 @@ def test_mistakes(words: list[str], message: str) -> None:
 def test_queries_and_counts_of_the_wrong_kind(images: matrix_ssl.Collection, tmp_path: Path) -> None:
     assert images.search(np.int64(3), k=2).paths == images.search(3, k=2).paths
     assert images.search(np.arange(2), k=2).paths == images.search([0, 1], k=2).paths
-    for query, name in ((1.5, "float"), (None, "NoneType"), (Image.new("L", (9, 9)), "Image")):
+    for query, name in ((1.5, "float"), (None, "NoneType"), (object(), "object")):
         for asked in (query, [0, query]):
             with pytest.raises(ConfigError, match=f"A query of type {name}: name an image"):
                 images.search(asked)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from matrix_ssl import config as configuration
 from matrix_ssl.api.gathered import Gathered
 from matrix_ssl.api.keywords import assignments
-from matrix_ssl.api.questions import as_queries, check_neighbours
+from matrix_ssl.api.questions import IN_MEMORY, Query, as_queries, check_neighbours
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError, check_whole
@@ -33,14 +33,13 @@ class Collection(Gathered):
     See ``Gathered`` for the arguments.
     """
 
-    def search(
-        self, queries: str | Path | int | Sequence[str | Path | int], *, k: int = 20, approximate: bool = False
-    ) -> Listing:
+    def search(self, queries: Query | Sequence[Query], *, k: int = 20, approximate: bool = False) -> Listing:
         """Finds the k images most similar to each query, by the cosine similarity of the features.
 
         Args:
-            queries: image files, folders of image files, or images of the dataset by path or by index from 0. An image
-                of the dataset is never among its own neighbours.
+            queries: image files, folders of image files, or images of the dataset by path or by index from 0; or Pillow
+                images and arrays, as ``encoder.preprocess`` takes them. An image of the dataset that is named is never
+                among its own neighbours.
             k: number of images to return.
             approximate: search with a faiss index (extra ``search``) and report its recall.
 
@@ -160,22 +159,24 @@ class Collection(Gathered):
         choices = configuration.override(ExploreSettings(), assignments(settings))
         return explore_collection(self, expanded(out), choices, quiet=self._quiet).page
 
-    def _queries(self, asked: Sequence[str | Path | int]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+    def _queries(self, asked: Sequence[Query]) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
         """Names and features of all queries, and the row of each in the collection; -2 for images not in it."""
         names: list[str] = []
         own: list[int] = []
         vectors = []
-        for query in asked:
-            row = self.row(query)
-            if row is None:
+        for number, query in enumerate(asked):
+            row = None
+            if isinstance(query, IN_MEMORY):
+                names.append(f"image {number}")
+                vectors.append(self.embed_image(query))
+            elif (row := self.row(query)) is None:
                 embedded = self.embed(Path(str(query)))
                 names += embedded.paths
                 vectors.append(embedded.features)
-                own += [-2] * len(embedded)
             else:
                 names.append(self.embedding.paths[row])
                 vectors.append(self.embedding.features[row : row + 1])
-                own.append(row)
+            own += [-2 if row is None else row] * len(vectors[-1])
         return names, np.concatenate(vectors), np.array(own)
 
     def _neighbours(

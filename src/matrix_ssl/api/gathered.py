@@ -10,8 +10,10 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from matrix_ssl.api import evaluation
 from matrix_ssl.api.keywords import optional
@@ -239,6 +241,21 @@ class Gathered:
 
     def embed(self, path: Path) -> Embedding:
         """The features of a file, or of the images in a folder, computed by the collection's encoder."""
+        encoder, images = self._encoder()
+        source = query_images(expanded(path), images.reading)
+        return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
+
+    def embed_image(self, image: Any) -> NDArray[np.float32]:
+        """The features (1, k) of an image in memory, as ``encoder.preprocess`` takes it."""
+        encoder, _ = self._encoder()
+        device = devices.choose_device(self._device)
+        with torch.no_grad():
+            pixels = encoder.preprocess([image]).to(device)  # type: ignore[operator]
+            features: NDArray[np.float32] = encoder.eval().to(device)(pixels).float().cpu().numpy()
+        return features
+
+    def _encoder(self) -> tuple[nn.Module, DataConfig]:
+        """The encoder of the features, and how it reads images; DataError if it is not known or another one."""
         file = is_features(self._where)
         if file and not self.embedding.encoder:
             raise DataError(
@@ -252,8 +269,7 @@ class Gathered:
                 f"{self._where} holds features of a different encoder or block than {run.where}: query by one of its "
                 f"images."
             )
-        source = query_images(expanded(path), images.reading)
-        return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
+        return encoder, images
 
     def thumbnail(self, place: str) -> bytes:
         """An image as a JPEG file, at most 160 pixels wide and high."""

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import expanded, is_there
@@ -22,16 +25,29 @@ from matrix_ssl.evaluate.trained.label_subsets import match_names, read_names
 _SHOWN = 2  # images that a message names
 
 
-def as_queries(queries: object) -> list[str | Path | int]:
-    """One or more queries as a list; ConfigError for anything but paths of images and their numbers."""
-    alone = (str, Path, Integral)
-    asked: list[Any] = [queries] if isinstance(queries, alone) or not isinstance(queries, Iterable) else list(queries)
+IN_MEMORY = (Image.Image, np.ndarray, Tensor)  # types of images
+Query = str | Path | int | Image.Image | NDArray[Any] | Tensor
+
+
+def as_queries(queries: object) -> list[Query]:
+    """One or more queries as a list; an array of two or three dimensions is one image, one of four is several.
+
+    Raises:
+        ConfigError: something is neither the path or number of an image nor an image.
+    """
+    if isinstance(queries, (np.ndarray, Tensor)):
+        several = queries.ndim not in (0, 2, 3)
+    else:
+        several = isinstance(queries, Iterable) and not isinstance(queries, (str, Path, Image.Image))
+    asked: list[Any] = list(queries) if several else [queries]  # type: ignore[call-overload]
     if not asked:
         raise ConfigError("There is no query: name an image, a folder or the number of an image.")
     for query in asked:
-        if not isinstance(query, alone) or isinstance(query, bool):
+        is_image = isinstance(query, IN_MEMORY) and getattr(query, "ndim", 2) in (2, 3)
+        if isinstance(query, bool) or not (isinstance(query, (str, Path, Integral)) or is_image):
             raise ConfigError(
-                f"A query of type {type(query).__name__}: name an image, a folder or the number of an image."
+                f"A query of type {type(query).__name__}: name an image, a folder or the number of an image, or pass "
+                "an image itself."
             )
     return asked
 
