@@ -1,5 +1,6 @@
 """Fine-tuning from a file to a model: what is learned, what is written, what is refused, and going on after a stop."""
 
+import csv
 import dataclasses
 import gzip
 import importlib
@@ -360,6 +361,10 @@ def test_further_arguments_have_the_names_and_types_of_transformers():
         (sets("epochs=0"), "epochs=0: expected a finite number above 0"),
         (sets("lora=-1"), "lora=-1: expected an integer of at least 0"),
         (["--load-in-4bit"], "set lora, for example lora=16"),
+        (sets("lora_alpha=8"), "lora_alpha is of adapters, and there are none: set their rank, for example lora=16"),
+        (sets("lora=2", "lora_dropout=1"), "lora_dropout=1: expected"),
+        (sets("lora=2", "lora_targets=query"), "lora_targets=query: .* it has q_proj, k_proj, v_proj, o_proj, gate"),
+        (sets("lora=65", "lora_targets=k_proj"), "lora=65: no linear layer has a rank above 32"),
         (["--columns", "question,anser"], "no column 'anser'"),
     ],
 )
@@ -453,6 +458,47 @@ def test_adapters_are_saved_and_open_on_their_model(base, data, tmp_path):
         models.open_model(str(out / "model"))
     with pytest.raises(ConfigError, match="random weights"):
         command(*short(Path(f"config:{base}"), data, tmp_path / "other", *sets("lora=2")))
+
+
+def test_the_scale_the_places_and_the_dropout_of_adapters(base, data, tmp_path):
+    """The saved matrices, added to the weights by hand as LoRA defines it, give the logits of the model."""
+    out = tmp_path / "run"
+    chosen = sets("lora=3", "lora_alpha=12", "lora_targets=q_proj,mlp.down_proj", "max_steps=3", "held_out=0.25")
+    command(*short(base, data, out, *chosen, "--set", "eval_steps=2"))
+    matrices = load_file(out / "model" / "adapter_model.safetensors")
+    layers = {name.rpartition(".lora_")[0].removeprefix("base_model.model.") for name in matrices}
+    assert {layer.rpartition(".")[2] for layer in layers} == {"q_proj", "down_proj"} and len(layers) == 4
+    whole = llm_toys.llama().eval()
+    with torch.no_grad():
+        for layer in layers:
+            a, b = (matrices[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+            whole.get_submodule(layer).weight += 12 / 3 * b @ a
+    opened, ids = models.open_model(str(out / "model"), adapter=True), torch.arange(8).unsqueeze(0)
+    torch.testing.assert_close(opened(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    command(*short(base, data, tmp_path / "dropped", *chosen, "--set", "eval_steps=2", "--set", "lora_dropout=0.5"))
+    dropped = load_file(tmp_path / "dropped" / "model" / "adapter_model.safetensors")
+    assert any((dropped[name] - matrices[name]).abs().max() > 1e-4 for name in matrices)
+    (first, *_), (other, *_) = (
+        [line for line in read_lines(run / "metrics.jsonl") if "eval_loss" in line]
+        for run in (out, tmp_path / "dropped")
+    )
+    assert first["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-6)  # nothing is dropped when it is measured
+
+
+def test_metrics_go_to_loggers(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = short(base, data, out, *sets("held_out=0.25", "eval_steps=2"), "--logger", "csv", "--logger", "tensorboard")
+    command(*words)
+    said = capsys.readouterr().err
+    assert f"Metrics as a table: {out / 'metrics.csv'}." in said and "TensorBoard events" in said
+    lines = read_lines(out / "metrics.jsonl")
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [line["step"] for line in lines]
+    for key in ("loss", "eval_ce"):
+        assert [float(row[key]) for row in rows if row[key]] == [line[key] for line in lines if key in line]
+    with pytest.raises(ConfigError, match="report_to=wandb cannot be set: use --logger"):
+        command(*short(base, data, tmp_path / "other", "--set", "report_to=wandb"))
 
 
 def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandbytes(base, data, tmp_path):

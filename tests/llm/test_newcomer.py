@@ -123,7 +123,7 @@ def test_rows_that_are_too_long_are_counted_on_both_sides(base, tmp_path, capfd)
         (["lr_scheduler_type=cosine_with_min_lr"], "cosine_with_min_lr: .* correct lr_scheduler_kwargs, which is null"),
         (["optim=adamw_torch", "optim_args=a"], "transformers rejects this training"),
         (["use_liger_kernel=true"], "needs the package 'liger-kernel'"),
-        (["lora=100000"], "lora=100000: no linear layer of the model has a rank above"),
+        (["lora=100000"], "lora=100000: no linear layer has a rank above"),
         (["push_to_hub=true"], "push_to_hub=true cannot be set: upload the folder model yourself"),
         (["assistant_only_loss=true"], "answers alone are learned; set answers=all for every answer"),
         (["batch_size=5", "gradient_accumulation=2"], "batch_size=5 is not divisible by gradient_accumulation=2"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from matrix_ssl.cli import pretrain
+from matrix_ssl.cli import options
 from matrix_ssl.config import RunConfig, to_dict
 from matrix_ssl.errors import ConfigError, MissingExtra
 from matrix_ssl.runs import loggers
@@ -47,12 +47,14 @@ def line(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "loss": 1 / step, "spectrum": [1.0, 0.5], "alarm": ["It collapses."], **more}
 
 
-def train(run: Path, name: str, *, resumed_after: int, until: int) -> list[str]:
-    """Steps after the newest checkpoint; returns what is said."""
+def train(run: Path, name: str, *, resumed_after: int, until: int, measured: bool = False) -> list[str]:
+    """Steps after the newest checkpoint, perhaps with a second line on held-out data; returns what is said."""
     said: list[str] = []
     writer = MetricsWriter(run, after_step=resumed_after, loggers=[name], say=said.append)
     for step in range(resumed_after + 1, until + 1):
         writer.write(line(step))
+        if measured:
+            writer.write({"step": step, "eval_loss": float(step)})
     writer.close(finished=until == 6)
     return said
 
@@ -173,7 +175,7 @@ def test_mlflow_gets_each_step_once_in_one_run(run: Path, store: str, monkeypatc
         monkeypatch.setenv("MLFLOW_TRACKING_URI", (run.parent / "mlruns").as_uri())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's own dependencies
-        said = train(run, "mlflow", resumed_after=0, until=4)
+        said = train(run, "mlflow", resumed_after=0, until=4, measured=True)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=said[0].rpartition(" ")[2])
@@ -181,11 +183,13 @@ def test_mlflow_gets_each_step_once_in_one_run(run: Path, store: str, monkeypatc
         (before,) = client.search_runs([experiment.experiment_id])
         assert before.info.status == "KILLED"
         monkeypatch.chdir("/")  # the run remembers the place of its store
-        train(run, "mlflow", resumed_after=2, until=6)
+        train(run, "mlflow", resumed_after=2, until=6, measured=True)
         (after,) = client.search_runs([experiment.experiment_id])
         history = client.get_metric_history(after.info.run_id, "loss")
+        held_out = client.get_metric_history(after.info.run_id, "eval_loss")
     assert (after.info.run_name, after.info.status, after.data.params["epochs"]) == ("run", "FINISHED", "7")
     assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in range(1, 7)]
+    assert [(metric.step, metric.value) for metric in held_out] == [(step, step) for step in range(1, 7)]
 
 
 class Broken(loggers.Logger):
@@ -234,7 +238,7 @@ def test_a_logger_that_does_not_start_is_an_error(run: Path, monkeypatch: pytest
 
 
 def test_the_command_offers_all_loggers() -> None:
-    assert tuple(loggers.LOGGERS) == pretrain._LOGGERS
+    assert tuple(loggers.LOGGERS) == options.LOGGERS
 
 
 @pytest.mark.slow

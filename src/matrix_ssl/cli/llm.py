@@ -53,10 +53,11 @@ def _names(columns: str | None) -> tuple[str, ...]:
 @options.out(None)
 @options.fresh
 @options.max_hours
+@options.loggers
 @options.device
 def finetune(
     model: str, data: str, eval_data: str, template: TemplateName, columns: str | None, load_in_4bit: bool,
-    assignments: tuple[str, ...], out: Path, fresh: bool, device: str,
+    assignments: tuple[str, ...], out: Path, fresh: bool, loggers: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
     """Fine-tune a language model on questions and answers. Run the same command to resume.
 
@@ -70,8 +71,10 @@ def finetune(
     from matrix_ssl import distributed
     from matrix_ssl.data.hub import quiet_transformers
     from matrix_ssl.llm.finetune import run as runs
+    from matrix_ssl.runs.loggers import check_loggers
     from matrix_ssl.runs.session import session
 
+    check_loggers(loggers)
     with session(device) as s, quiet_transformers():
         with distributed.together():
             prepared = runs.prepare(settings, out, device=s.device)
@@ -80,7 +83,7 @@ def finetune(
             s.display.say(prepared.headline())
             for remark in prepared.remarks():
                 s.display.say(remark)
-            runs.run(prepared, out, display=s.display)
+            runs.run(prepared, out, display=s.display, loggers=loggers)
         elif s.main:
             runs.remove_checkpoints(out)
         if s.main:

@@ -89,6 +89,10 @@ data = click.option("--data", metavar="PATH_OR_NAME", multiple=True, callback=_o
                     "repeated, to use several as one.")  # fmt: skip
 data_root = click.option("--data-root", type=PATH, envvar="MATRIX_SSL_DATA", show_envvar=True,
                          help="Folder that contains the named datasets.")  # fmt: skip
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of runs.loggers.LOGGERS, which a test compares
+loggers = click.option("--logger", "loggers", type=click.Choice(LOGGERS), multiple=True, help="Also send the metrics "
+                       "to this logger; wandb stays offline unless WANDB_MODE says otherwise; may be "
+                       "repeated.")  # fmt: skip
 download = click.option("--download", is_flag=True, help="Download what is missing: a named dataset into "
                         "--data-root, and published weights into the local cache.")  # fmt: skip
 download_weights = click.option(

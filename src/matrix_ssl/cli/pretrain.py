@@ -11,8 +11,6 @@ from matrix_ssl.config import check_agreement, split_assignment
 from matrix_ssl.runs.folder import ENCODER
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 
-_LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of runs.loggers.LOGGERS, which a test compares
-
 
 @click.command()
 @options.fitted_recipe
@@ -28,8 +26,7 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")  # equal to the keys of run
               "labelled images; the encoder stays the same bit for bit.")  # fmt: skip
 @click.option("--information", is_flag=True, help="Also measure MIR and HDR of the outputs of the two branches (Song "
               "et al., ICML 2024).")  # fmt: skip
-@click.option("--logger", "loggers", type=click.Choice(_LOGGERS), multiple=True, help="Also send the metrics to "
-              "this logger; wandb stays offline unless WANDB_MODE says otherwise; may be repeated.")  # fmt: skip
+@options.loggers
 @click.option("--deterministic", is_flag=True, help="Use only deterministic CUDA kernels (slower).")
 @options.no_report
 @options.device

@@ -132,22 +132,6 @@ def untrained(body: "PreTrainedModel", *, seed: int) -> Any:
         return open_pretrained(transformers.AutoModel.from_config, body.config, place=place, dtype=body.dtype).eval()
 
 
-def add_lora(model: "PreTrainedModel", *, rank: int, seed: int) -> Any:
-    """The model with low-rank adapters on all linear layers except the head; nothing else is trained.
-
-    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The scale is 2, as alpha is
-    twice the rank, and there is no dropout. Raises ConfigError for a rank that is too large for every layer.
-    """
-    peft = import_extra("peft", extra="llm")
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    largest = max((min(layer.in_features, layer.out_features) for layer in layers), default=rank)
-    if rank > largest:
-        raise ConfigError(f"lora={rank}: no linear layer of the model has a rank above {largest}; choose at most that.")
-    import_extra("transformers", extra="llm").set_seed(seed)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    return peft.get_peft_model(model, config)
-
-
 @torch.no_grad()
 def check_causal(model: Any, name: str) -> None:
     """Raises ConfigError for a model that sees the tokens it has to predict, as encoders do: its loss falls to zero.

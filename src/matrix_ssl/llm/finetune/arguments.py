@@ -35,7 +35,7 @@ TAKEN = {
     "resume_from_checkpoint": "the same command again resumes",
     "remove_unused_columns": "all columns are used",
     "label_names": "the answers are the labels",
-    "report_to": "metrics are in metrics.jsonl",
+    "report_to": "use --logger",
     "disable_tqdm": "there is no tqdm",
     "do_train": "the command trains",
     "do_eval": "give --eval-data FILE, or set held_out=0.1",

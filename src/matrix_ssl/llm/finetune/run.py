@@ -8,7 +8,7 @@ last, which marks the run as complete.
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
+from matrix_ssl.llm.adapters import add_lora
 from matrix_ssl.llm.data.examples import Examples, collator
 from matrix_ssl.llm.data.question_files import Rows, read_rows
 from matrix_ssl.llm.data.templates import check_template
@@ -27,7 +28,6 @@ from matrix_ssl.llm.finetune.settings import MODEL, RESULT, FineTuneSettings, tr
 from matrix_ssl.llm.finetune.trainer import MatrixTrainer, Recorder, check_trainable
 from matrix_ssl.llm.models import (
     FROM_CONFIG,
-    add_lora,
     check_causal,
     check_tokens,
     context_length,
@@ -67,7 +67,7 @@ class Prepared:
         s, o, processes = self.settings, self.settings.objective, distributed.world_size()
         examples, held_out = self.selection.examples, self.selection.held_out
         loss = f"ce + {o.weight:g} mce ({o.form}, ridge {o.ridge:g})" if o.weight else "ce"
-        kind = f"LoRA of rank {s.lora}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
+        kind = f"LoRA of {s.adapters}{' in 4 bits' if s.load_in_4bit else ''}" if s.lora else "all weights"
         steps = self.arguments.max_steps  # -1: as many as the epochs need
         length = _several(steps, "step") if steps > 0 else _several(s.epochs, "epoch")
         return (
@@ -87,8 +87,9 @@ class Prepared:
         places = {"data": settings.pop("data")}
         if eval_data := settings.pop("eval_data"):
             places["eval_data"] = eval_data
-        for name, usual in (("held_out", 0), ("answers", "last")):  # runs of earlier versions have neither
-            if settings[name] == usual:
+        usual = {field.name: field.default for field in dataclasses.fields(FineTuneSettings)}
+        for name in ("held_out", "answers", "lora_alpha", "lora_dropout", "lora_targets"):  # new since earlier versions
+            if settings[name] == usual[name]:
                 del settings[name]
         held_out = self.selection.held_out
         own = {} if held_out is None or not held_out.sha256 else {"eval_data_sha256": held_out.sha256}
@@ -124,33 +125,40 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     check_trainable(model, arguments, settings.objective)
     check_causal(model, settings.model)
     if settings.lora:
-        model = add_lora(model, rank=settings.lora, seed=settings.seed)
+        model = add_lora(model, settings.adapters, seed=settings.seed)
     trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings.objective)
     return Prepared(settings, device, arguments, rows, selection, tokenizer, model, trainer)
 
 
-def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
+def run(prepared: Prepared, out: Path, *, display: Display, loggers: Collection[str] = ()) -> dict[str, Any]:
     """Trains, or resumes after the newest checkpoint, and writes model and result.
 
     The main process has claimed the folder and holds its lock; it returns the content of ``finetune.json``, the others
-    an empty dictionary. A signal raises Interrupted once a checkpoint is written.
+    an empty dictionary. ``loggers``, keys of ``runs.loggers.LOGGERS``, also receive the lines of metrics. A signal
+    raises Interrupted once a checkpoint is written.
     """
     started = time.monotonic()
     with distributed.together():
         newest = newest_checkpoint(out, display.say) if distributed.is_main() else None
     done, place = distributed.broadcast_object(newest)
     with collected() as received:
-        recorder = Recorder(out, after_step=done, received=received, display=display)
+        with distributed.together():
+            recorder = Recorder(out, after_step=done, received=received, display=display, loggers=loggers)
         trainer = prepared.trainer
         trainer.add_callback(recorder)
         if done:
             display.say(f"Resuming after step {done}.")
             trainer.args.eval_on_start = False  # the run was already evaluated at its start
             warn_of_missing_state(Path(str(place)), display)
-        with resuming(place, recorder):
-            trainer.train(resume_from_checkpoint=place)
-        if not recorder.stopped_by and distributed.broadcast_object(_is_unmeasured(trainer, recorder)):
-            trainer.evaluate()
+        finished = False
+        try:
+            with resuming(place, recorder):
+                trainer.train(resume_from_checkpoint=place)
+            if not recorder.stopped_by and distributed.broadcast_object(_is_unmeasured(trainer, recorder)):
+                trainer.evaluate()
+            finished = not recorder.stopped_by
+        finally:
+            recorder.close(finished=finished)
     if recorder.stopped_by:
         raise Interrupted(recorder.stopped_by, after=f" after a checkpoint at step {trainer.state.global_step}")
     _save_model(trainer, out)

@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from matrix_ssl.config import check_type, override, split_assignment
 from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
+from matrix_ssl.llm.adapters import Adapters
 from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.finetune import arguments
 from matrix_ssl.llm.objective import DEFAULTS, Objective
@@ -51,6 +52,9 @@ class FineTuneSettings:
     answers: Literal["last", "all"] = "last"  # which of a conversation are learned; all: each is an example of its own
     objective: Objective = DEFAULTS
     lora: NonNegativeInt = 0  # rank of adapters on all linear layers except the head; 0: all weights are trained
+    lora_alpha: NonNegativeFloat = 0.0  # the adapters' scale is this over their rank; 0: twice the rank
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of an adapter's inputs that are dropped in training
+    lora_targets: tuple[str, ...] = ()  # names of the layers with adapters; empty: all linear layers except the head
     load_in_4bit: bool = False  # hold the linear layers below the adapters in four bits
     epochs: PositiveFloat = 3.0  # passes over the data
     batch_size: PositiveInt = 128  # sequences per step, over all processes and micro-batches
@@ -66,6 +70,9 @@ class FineTuneSettings:
             raise ConfigError(
                 f"held_out={self.held_out} conflicts with --eval-data {self.eval_data}: remove one of them."
             )
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if getattr(self, name) and not self.lora:
+                raise ConfigError(f"{name} is of adapters, and there are none: set their rank, for example lora=16.")
         if self.load_in_4bit and not self.lora:
             raise ConfigError(
                 "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
@@ -79,6 +86,11 @@ class FineTuneSettings:
         for assignment in assignments:
             (own if split_assignment(assignment)[0].partition(".")[0] in names else others).append(assignment)
         return dataclasses.replace(override(self, own), arguments=tuple(others))
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters to train; of rank 0 if all weights are trained."""
+        return Adapters(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_dropout, self.lora_targets)
 
     @property
     def evaluates(self) -> bool:

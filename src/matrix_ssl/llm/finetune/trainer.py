@@ -10,6 +10,7 @@ labels in a step, and multiplied by the number of processes because DistributedD
 import logging
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -254,12 +255,16 @@ class MatrixTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Appends to ``metrics.jsonl``, and stops the training after a checkpoint if any process received a signal."""
 
-    def __init__(self, run: Path, *, after_step: int, received: list[int], display: Display):
-        """Drops the lines after ``after_step``; ``received`` collects signal numbers."""
+    def __init__(
+        self, run: Path, *, after_step: int, received: list[int], display: Display, loggers: Collection[str] = ()
+    ):
+        """Drops the lines after ``after_step``; ``received`` collects signal numbers, ``loggers`` get all lines."""
         self._run = run
         self.stopped_by = 0  # signal number, 0 for none
         self.has_begun = False  # a step, so the whole checkpoint has been read
-        self._writer = MetricsWriter(run, after_step=after_step) if distributed.is_main() else None
+        self._writer = None
+        if distributed.is_main():
+            self._writer = MetricsWriter(run, after_step=after_step, loggers=loggers, say=display.say)
         self._lines = list(self._writer.lines) if self._writer is not None else []
         self._received, self._display, self._last_line = received, display, 0.0
 
@@ -295,6 +300,11 @@ class Recorder(TrainerCallback):
     def _write(self, line: dict[str, Any]) -> None:
         if self._writer is not None:
             self._lines.append(self._writer.write(line))
+
+    def close(self, *, finished: bool) -> None:
+        """Closes the loggers; ``finished`` is false if the training stopped before its last step."""
+        if self._writer is not None:
+            self._writer.close(finished=finished)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes the digests of a checkpoint's files once all processes have written theirs."""

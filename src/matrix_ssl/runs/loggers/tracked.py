@@ -30,7 +30,7 @@ class TrackedLogger(Logger):
 
     Attributes:
         run: the run folder.
-        last: the newest step that the tracker has, -1 for none.
+        last: the newest step that the tracker has, -1 for none. Several lines may have one step.
     """
 
     def __init__(self, run: Path, history: Iterable[Line]):
@@ -38,6 +38,7 @@ class TrackedLogger(Logger):
         records = read_lines(run / RECORD)
         write_lines(run / RECORD, records)  # without a last line truncated by a kill
         self.start([record for record in records if record["logger"] == self.name], read_json(run / CONFIG))
+        self._earlier = self.last
         for line in history:
             self.write(line)
 
@@ -54,7 +55,7 @@ class TrackedLogger(Logger):
         append_line(self.run / RECORD, {"logger": self.name, **record})
 
     def write(self, line: Line) -> None:
-        if line["step"] > self.last:
+        if line["step"] > self._earlier:
             self.log(numbers(line), line["step"])
             self.last = line["step"]
 
