@@ -5,7 +5,9 @@ import dataclasses
 import gzip
 import importlib
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -483,6 +485,52 @@ def test_the_scale_the_places_and_the_dropout_of_adapters(base, data, tmp_path):
         for run in (out, tmp_path / "dropped")
     )
     assert first["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-6)  # nothing is dropped when it is measured
+
+
+def llm(*words: Any) -> None:
+    main.commands.main(["llm", *map(str, words)], standalone_mode=False)
+
+
+def test_adapters_are_merged_into_their_model(base, data, tmp_path, capsys):
+    """In float32, and into weights that are stored in bfloat16; the result is trained further."""
+    out, ids = tmp_path / "run", torch.arange(8).unsqueeze(0)
+    command(*short(base, data, out, *sets("lora=2", "lora_alpha=64", "max_steps=3")))
+    llm("merge", "--model", out, "--out", tmp_path / "merged")
+    assert "Merged, in float32." in capsys.readouterr().err
+    merged, adapted = models.open_model(str(tmp_path / "merged")), models.open_model(str(out / "model"), adapter=True)
+    torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    assert (merged(input_ids=ids).logits - llm_toys.llama().eval()(input_ids=ids).logits).abs().max() > 1e-3
+    command(*short(tmp_path / "merged", data, tmp_path / "further", *sets("max_steps=1")))
+
+    half = tmp_path / "half"
+    shutil.copytree(base, half)
+    llm_toys.llama().bfloat16().save_pretrained(half)
+    shutil.copytree(out / "model", tmp_path / "adapter")
+    settings = read_json(out / "model" / "adapter_config.json") | {"base_model_name_or_path": str(half)}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    llm("merge", "--model", tmp_path / "adapter", "--out", tmp_path / "half-merged")
+    tensors = load_file(tmp_path / "half-merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(tensors[name].float(), merged.state_dict()[name], rtol=0.02, atol=0.01)
+
+
+def test_what_cannot_be_merged_is_refused(base, data, tmp_path):
+    out = tmp_path / "run"
+    command(*short(base, data, out, *sets("lora=2", "max_steps=1")))
+    with pytest.raises(ConfigError, match="holds no adapter, so there is nothing to merge"):
+        llm("merge", "--model", base, "--out", tmp_path / "merged")
+    with pytest.raises(RunFolderError, match="is not an empty folder"):
+        llm("merge", "--model", out, "--out", base)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        llm("merge", "--model", tmp_path / "absent", "--out", tmp_path / "merged")
+    damaged = load_file(out / "model" / "adapter_model.safetensors")
+    damaged[next(name for name in damaged if "lora_B" in name)][:] = math.nan
+    shutil.copytree(out / "model", tmp_path / "damaged")
+    save_file(damaged, tmp_path / "damaged" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        llm("merge", "--model", tmp_path / "damaged", "--out", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
 
 
 def test_metrics_go_to_loggers(base, data, tmp_path, capsys):

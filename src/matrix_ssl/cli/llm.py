@@ -1,4 +1,4 @@
-"""The commands ``matrix-ssl llm finetune``, ``generate``, ``score`` and ``diagnose``."""
+"""The commands ``matrix-ssl llm finetune``, ``merge``, ``generate``, ``score`` and ``diagnose``."""
 
 import json
 import logging
@@ -89,6 +89,23 @@ def finetune(
         if s.main:
             options.say(f"Ask it: matrix-ssl llm generate --model {shlex.quote(str(out))} --prompt TEXT")
             options.show(model=out / MODEL, result=result)
+
+
+@llm.command()
+@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER", help="A run of finetune with adapters, "
+              "or a folder that holds an adapter.")  # fmt: skip
+@options.out(None, what="Folder for the model")
+def merge(model: str, out: Path) -> None:
+    """Merge an adapter into its model, to train it further, diagnose it or open it in other programs.
+
+    The weights have the precision of the model that the adapter was trained on.
+    """
+    from matrix_ssl.llm.merging import merge as merge_adapter
+
+    with options.stderr.status("merging"):
+        precision = merge_adapter(model, out)
+    options.say(f"Merged, in {str(precision).removeprefix('torch.')}.")
+    options.show(model=out)
 
 
 _model = click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME", help="Model: a run of "

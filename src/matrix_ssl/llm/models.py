@@ -275,20 +275,32 @@ def _check_exists(folder: Path) -> None:
         raise CheckpointError(f"{folder} {state}: --model takes the folder of a model or a name on the hub.")
 
 
+def read_base(folder: Path) -> str | None:
+    """The path or name of the model that the adapter in a folder belongs to; None if there is no adapter.
+
+    Raises:
+        CheckpointError: the model is not there.
+    """
+    if not (folder / _ADAPTER).is_file():
+        return None
+    base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or (Path(base).is_absolute() and not Path(base).exists()):
+        raise CheckpointError(
+            f"{folder} is an adapter to the model {base}, which is not there: correct base_model_name_or_path in "
+            f"{folder / _ADAPTER}."
+        )
+    return base
+
+
 def _check_folder(folder: Path, *, adapter: bool) -> None:
     _check_exists(folder)
     if (folder / _ADAPTER).is_file():
         if not adapter:
             raise ConfigError(
-                f"{folder} holds an adapter: merge it into its model first (peft's merge_and_unload) and save the "
-                f"result."
+                f"{folder} holds an adapter: merge it into its model first, by matrix-ssl llm merge --model {folder} "
+                f"--out FOLDER."
             )
-        base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
-        if not isinstance(base, str) or (Path(base).is_absolute() and not Path(base).exists()):
-            raise CheckpointError(
-                f"{folder} is an adapter to the model {base}, which is not there: correct base_model_name_or_path in "
-                f"{folder / _ADAPTER}."
-            )
+        read_base(folder)
         return
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} is not the folder of a model: it has no {_CONFIG}.")
