@@ -42,8 +42,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
+    ours = [arguments.results / f"compare_{name}.json" for name in ("cifar10_full", "cifar10_150")]
     rows = [
-        *compared(read_json(arguments.results / "compare_cifar10_full.json")),
+        *(row for path in ours if path.exists() for row in compared(read_json(path))),
         *on_a_gpu(read_json(arguments.results / "gpu_short.json")),
         *published(),
     ]
@@ -61,14 +62,16 @@ def flop_per_view(encoder: str, *, width: int = 32, side: int = SIDE) -> int:
 
 
 def compared(results: Row) -> Iterator[Row]:
-    """A row for each method of a comparison, the mean over its seeds."""
+    """A row for each method of a comparison that has run, the mean over its seeds."""
     settings = results["settings"]
     network, side = settings["network.encoder"], settings["data.image_size"]
     one = flop_per_view(network, width=settings["network.width"], side=side)
     for method in results["methods"]:
         runs = [row for row in results["rows"] if row["method"] == method and "accuracy" in row]
+        if not runs:
+            continue
         yield {
-            "who": "this comparison",
+            "who": "ours, two cores",
             "method": method,
             "encoder": f"{network}, width {settings['network.width']}",
             "seeds": len(runs),

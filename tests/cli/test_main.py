@@ -238,8 +238,8 @@ def test_a_flat_folder_of_images_without_labels(tmp_path: Path) -> None:
     assert [line["step"] for line in runs.lines(run)] == [1, 2, 3, 4, 5, 6]
     evaluated = succeed(tmp_path, ["evaluate", "runs/my photos", "--device", "cpu"])
     assert evaluated.err == (
-        "'my photos' has no labels: put each class in a folder of its own. Writing only the embedding map and the "
-        "nearest-neighbour gallery.\n"
+        "'my photos' has no labels: put each class in a folder of its own, or name a .csv table with the labels. "
+        "Writing only the embedding map and the nearest-neighbour gallery.\n"
     )
     summary = read_json(run / "summary.json")
     assert not (run / "evaluation").exists() and summary["data"] == {"name": "my photos", "images": 48}

@@ -278,7 +278,7 @@ MISTAKES = [
     (["dmeo"], "There is no recipe 'dmeo'. Did you mean 'demo'?"),
     (["demo", "--data", "absent"], "'absent' is not a file or folder here"),
     (["demo", "--data", "two"], "'two' has 3-channel images, but recipe 'demo' is for 1"),
-    (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own."),
+    (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own, or name a"),
     (["--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
     (["demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
 ]

@@ -347,7 +347,7 @@ def test_settings_that_an_earlier_version_lacked_have_their_defaults(done: Path,
 def test_images_without_labels_or_weights_are_refused_before_anything_is_written(public: Path) -> None:
     make_images(public / "plain", 4)
     message = fail(public, worth("--out", "x", data="plain"))
-    assert message == "'plain' has no labels to compare by: put each class in a folder of its own."
+    assert message.startswith("'plain' has no labels to compare by: put each class in a folder of its own, or name a")
     assert "absent.safetensors" in fail(public, worth("--out", "x", "--from", "absent.safetensors"))
     assert "Unknown setting 'step'" in fail(public, worth("--out", "x", "--tune-set", "step=3"))
     assert not (public / "x").exists()

@@ -168,7 +168,7 @@ def read_start(path: str, count: int) -> bytes:
 def _why_unlabelled(folder: Path, files: Sequence[str], folders: Sequence[str], stray: Sequence[str]) -> str:
     images = len(files)
     if len(stray) == images:
-        return "put each class in a folder of its own"
+        return "put each class in a folder of its own, or name a .csv table with the labels"
     if not stray:
         below = {parts[1] if len(parts := Path(file).parts) > 2 else "" for file in files}
         name_it = "" if len(below) < 2 or "" in below else f", or name {folder / folders[0]}, which has {len(below)}"
