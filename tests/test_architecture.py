@@ -96,6 +96,16 @@ def test_the_top_of_the_package_is_small():
     assert len([path for path in ROOT.iterdir() if path.is_file() or (path / "__init__.py").exists()]) <= 20
 
 
+def test_reading_a_file_knows_no_dataset():
+    """What ``data.files`` imports of this package, in which nothing imports it back."""
+    found = set()
+    for path in (ROOT / "data" / "files").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("matrix_ssl"):
+                found.add(".".join(node.module.split(".")[1:3]))
+    assert {name for name in found if name.startswith("data")} == {"data.files"}
+
+
 def test_one_package_talks_to_other_processes():
     mention = {unit(path) for path in FILES if "torch.distributed" in path.read_text()}
     assert mention == {"distributed"}

@@ -29,7 +29,7 @@ import matrix_ssl
 from benchmarks.harness import command_line, save
 from matrix_ssl.api import evaluation
 from matrix_ssl.config.reading import Reading
-from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.files.decoding import decode_values
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.evaluate.explore.neighbours import nearest

@@ -31,8 +31,8 @@ from benchmarks.harness import RESULTS, command, spread
 from benchmarks.speed import loops
 from benchmarks.speed.loops import Case, Steps
 from matrix_ssl import config
-from matrix_ssl.data import augment
-from matrix_ssl.data.device_views import DeviceViews
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.device_views import DeviceViews
 from matrix_ssl.llm import matrix_cross_entropy_loss
 from matrix_ssl.losses import matrix_entropy_loss, matrix_ssl_loss
 from matrix_ssl.runs import devices

@@ -28,9 +28,9 @@ from benchmarks.harness import command_line, save, spread
 from benchmarks.speed.step import cpu_seconds, load, write
 from matrix_ssl.api.packing import pack
 from matrix_ssl.config import asymmetric_views
-from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import open_source
+from matrix_ssl.data.views import augment
 from matrix_ssl.data.workers import RandomCrops, read_batches
 
 SIDES = (32, 128)

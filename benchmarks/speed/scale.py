@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from matrix_ssl.config.recipes import find_recipe
-from matrix_ssl.data.augment import Keys, crop_batch, random_boxes, random_view
+from matrix_ssl.data.views.augment import Keys, crop_batch, random_boxes, random_view
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.evaluate.detection.network import build_detector, open_backbone
 from matrix_ssl.evaluate.detection.settings import DetectionSettings

@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.api import packing
-from matrix_ssl.data import open_source, packed
+from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places
+from matrix_ssl.data.kinds import packed
 from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.data.sources import Splits
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError

@@ -21,8 +21,8 @@ from benchmarks.pages import tables as pages
 from benchmarks.speed import loss_variants, losses, method_losses, processes, published, spectra
 from benchmarks.speed import views as speed
 from matrix_ssl.data import open_source
-from matrix_ssl.data.images import read_image
-from matrix_ssl.data.packed import read_shard
+from matrix_ssl.data.files.images import read_image
+from matrix_ssl.data.kinds.packed import read_shard
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import DataError
 from matrix_ssl.losses import matrix_ssl_loss

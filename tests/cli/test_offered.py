@@ -8,7 +8,7 @@ import pytest
 
 from matrix_ssl.cli.main import _open_descriptors, commands, main
 from matrix_ssl.cli.offered import find_command, has, running_has
-from matrix_ssl.data.open_files import open_files_error
+from matrix_ssl.data.files.open_files import open_files_error
 from matrix_ssl.errors import OFFERED
 from tests.support import runs
 

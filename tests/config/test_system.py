@@ -17,7 +17,7 @@ import pytest
 
 import matrix_ssl
 from matrix_ssl.config import system
-from matrix_ssl.data.open_files import check_open_files
+from matrix_ssl.data.files.open_files import check_open_files
 from matrix_ssl.errors import OpenFilesError
 from matrix_ssl.runs.folder import CONFIG, held
 from tests.support import runs

@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config import ViewConfig
-from matrix_ssl.data import augment
-from matrix_ssl.data.augment import Keys, crop, crop_batch, normalise, random_boxes, random_view
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.files.squares import centre_box
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.augment import Keys, crop, crop_batch, normalise, random_boxes, random_view
 
 EVERYTHING = ViewConfig(
     crop_scale=(0.2, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2,

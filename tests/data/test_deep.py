@@ -11,7 +11,7 @@ import pytest
 
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
-from matrix_ssl.data.images import decode_image, highest_level, read_image
+from matrix_ssl.data.files.images import decode_image, highest_level, read_image
 from matrix_ssl.errors import UnreadableImage
 
 _TIFF_TYPES = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 1, np.dtype(np.int8): 2, np.dtype(np.int16): 2}

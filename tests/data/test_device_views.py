@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, ViewConfig, asymmetric_views
-from matrix_ssl.data import augment, loading
+from matrix_ssl.data import loading
 from matrix_ssl.data.base import MemorySource, Places
-from matrix_ssl.data.device_views import DeviceViews
 from matrix_ssl.data.loading import TrainingBatches
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.device_views import DeviceViews
 from tests.data.test_augment import EVERYTHING, photographs
 from tests.support.counted import counted
 

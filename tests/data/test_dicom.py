@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from matrix_ssl.config.reading import Reading
-from matrix_ssl.data.decoding import decode_values
-from matrix_ssl.data.dicom import is_dicom
-from matrix_ssl.data.images import decode_image
-from matrix_ssl.data.values import pages_of
+from matrix_ssl.data.files.decoding import decode_values
+from matrix_ssl.data.files.dicom import is_dicom
+from matrix_ssl.data.files.images import decode_image
+from matrix_ssl.data.files.values import pages_of
 from matrix_ssl.errors import UnreadableImage
 
 pydicom = pytest.importorskip("pydicom")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from matrix_ssl.data import open_source
-from matrix_ssl.data.folder import open_folder
 from matrix_ssl.data.hub import check_pretrained
-from matrix_ssl.data.packed import read_shard
+from matrix_ssl.data.kinds.folder import open_folder
+from matrix_ssl.data.kinds.packed import read_shard
 from matrix_ssl.errors import CheckpointError, DataError, UnreadableImage
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from matrix_ssl.cli import main
-from matrix_ssl.data import huggingface
+from matrix_ssl.data.kinds import huggingface
 from matrix_ssl.errors import CheckpointError, DataError, MatrixSSLError
 from matrix_ssl.llm.data.question_files import read_rows
 from tests.support import llm_toys

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from matrix_ssl.data import huggingface
+from matrix_ssl.data.kinds import huggingface
 from matrix_ssl.errors import CheckpointError, DataError
 from matrix_ssl.llm.data.question_files import read_rows
 from matrix_ssl.llm.models import open_body, open_model, open_tokenizer

@@ -12,8 +12,8 @@ from PIL import Image
 
 from matrix_ssl.data import Source, identity, open_source
 from matrix_ssl.data.base import MemorySource, Places
-from matrix_ssl.data.huggingface import HuggingFaceSource
 from matrix_ssl.data.identity import ABSENT, content_digest
+from matrix_ssl.data.kinds.huggingface import HuggingFaceSource
 
 
 def opened(path: Path | str) -> Source:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from matrix_ssl.data import opening
-from matrix_ssl.data.images import decode_image, read_image
-from matrix_ssl.data.opening import DICOM_EXTENSIONS, EXTENSIONS, HEIF_EXTENSIONS
+from matrix_ssl.data.files import opening
+from matrix_ssl.data.files.images import decode_image, read_image
+from matrix_ssl.data.files.opening import DICOM_EXTENSIONS, EXTENSIONS, HEIF_EXTENSIONS
 from matrix_ssl.errors import UnreadableImage
 from tests.support.runs import run
 
@@ -242,9 +242,9 @@ def test_extensions_are_lower_case_and_known_to_pillow() -> None:
 _AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from matrix_ssl.data.folder import open_folder
-from matrix_ssl.data.packed import read_shard
-from matrix_ssl.data.images import read_image
+from matrix_ssl.data.kinds.folder import open_folder
+from matrix_ssl.data.kinds.packed import read_shard
+from matrix_ssl.data.files.images import read_image
 if os.getuid() == 0:
     os.setuid(65534)
 folder = Path(sys.argv[1])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from matrix_ssl.data import base, has_test_split, joined, open_source
+from matrix_ssl.data import base, has_test_split, open_source
+from matrix_ssl.data.kinds import joined
 from matrix_ssl.errors import DataError
 from tests.support.runs import BARE, make_images, succeed
 from tests.support.runs import from_files as pretrain_from_files

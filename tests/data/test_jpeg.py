@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matrix_ssl.data import decoding
-from matrix_ssl.data.decoding import decode_pixels
+from matrix_ssl.data.files import decoding
+from matrix_ssl.data.files.decoding import decode_pixels
 from matrix_ssl.errors import UnreadableImage
 
 pytest.importorskip("simplejpeg", reason="simplejpeg is not installed (extra jpeg)")

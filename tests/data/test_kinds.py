@@ -14,9 +14,9 @@ from PIL import Image
 from matrix_ssl.api.packing import pack
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
-from matrix_ssl.data.decoding import decode_values
-from matrix_ssl.data.images import decode_image
-from matrix_ssl.data.opening import avif_bits, page_numbers
+from matrix_ssl.data.files.decoding import decode_values
+from matrix_ssl.data.files.images import decode_image
+from matrix_ssl.data.files.opening import avif_bits, page_numbers
 from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.errors import ConfigError, UnreadableImage
 from tests.data.test_deep import png

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig
 from matrix_ssl.config.reading import CropMode
 from matrix_ssl.data import workers
-from matrix_ssl.data.images import read_or_replace
+from matrix_ssl.data.files.images import read_or_replace
 from matrix_ssl.data.loading import TrainingBatches, evaluation_batches, largest_batch
 from matrix_ssl.errors import ConfigError, DataError, TrainingError, UnreadableImage
 from tests.support.unreadable import PartlyUnreadable

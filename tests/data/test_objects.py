@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.data import has_test_split, open_source
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.images import decode_image
+from matrix_ssl.data.files.images import decode_image
 from matrix_ssl.data.objects import as_data, in_colour
 from matrix_ssl.errors import DataError
 

@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from matrix_ssl.config import DataConfig
-from matrix_ssl.data.images import read_image
+from matrix_ssl.data.files.images import read_image
+from matrix_ssl.data.files.open_files import check_open_files
 from matrix_ssl.data.loading import evaluation_batches
-from matrix_ssl.data.open_files import check_open_files
 from matrix_ssl.errors import OpenFilesError, TrainingError
 from matrix_ssl.evaluate.detection.files import ImageFiles
 from tests.data.test_loading import Set

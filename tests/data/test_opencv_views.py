@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config import ViewConfig, asymmetric_views
-from matrix_ssl.data import augment, opencv_views
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.data.loading import Batch, TrainingBatches
+from matrix_ssl.data.views import augment, opencv_views
 from matrix_ssl.errors import ConfigError, MissingExtra
 from tests.data.test_augment import EVERYTHING, photographs
 from tests.data.test_loading import CPU, Set, assert_same, configured

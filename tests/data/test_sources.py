@@ -16,7 +16,7 @@ from torchvision import datasets as torchvision_datasets
 
 from matrix_ssl.data import base, has_test_split, open_source, split_source
 from matrix_ssl.data.base import MemorySource, Source
-from matrix_ssl.data.packed import PackedSource
+from matrix_ssl.data.kinds.packed import PackedSource
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, UnreadableImage
 
 REAL_DATA = os.environ.get("MATRIX_SSL_DATA")

@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config.reading import CropMode
-from matrix_ssl.data.augment import crop
-from matrix_ssl.data.decoding import decode_pixels
-from matrix_ssl.data.opening import at_most
-from matrix_ssl.data.squares import central_square, centre_box
+from matrix_ssl.data.files.decoding import decode_pixels
+from matrix_ssl.data.files.opening import at_most
+from matrix_ssl.data.files.squares import central_square, centre_box
+from matrix_ssl.data.views.augment import crop
 from matrix_ssl.errors import UnreadableImage
 
 IS_EXACT = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere PyTorch computes in float32

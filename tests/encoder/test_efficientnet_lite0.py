@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matrix_ssl.data import open_source
-from matrix_ssl.data.augment import normalise
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.encoder.opening import open_checkpoint
 from matrix_ssl.errors import CheckpointError, ConfigError
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from matrix_ssl.cli import weights as command
 from matrix_ssl.config import system
 from matrix_ssl.config.recipes import find_recipe
-from matrix_ssl.data.augment import normalise
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.encoder import exporting, formats, load_encoder
 from matrix_ssl.encoder.exporting import FORMATS, export
 from matrix_ssl.encoder.opening import open_checkpoint, open_encoder

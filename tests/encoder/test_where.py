@@ -17,8 +17,8 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from matrix_ssl.data.augment import crop, normalise
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.files.squares import centre_box
+from matrix_ssl.data.views.augment import crop, normalise
 from matrix_ssl.encoder import image_models
 from matrix_ssl.encoder.importing import import_run
 from matrix_ssl.encoder.loading import load_encoder

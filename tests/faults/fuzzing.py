@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from matrix_ssl.config import RunConfig, override, to_dict
-from matrix_ssl.data.packed import read_shard
+from matrix_ssl.data.kinds.packed import read_shard
 from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.errors import MatrixSSLError
 from matrix_ssl.evaluate.detection.annotations import read_annotations

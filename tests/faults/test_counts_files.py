@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from matrix_ssl.data.images import read_image
+from matrix_ssl.data.files.images import read_image
 from matrix_ssl.encoder.reading import read_tensors
 from matrix_ssl.errors import CheckpointError, MatrixSSLError, UnreadableImage
 from matrix_ssl.evaluate.detection.files import ImageFiles

@@ -10,7 +10,7 @@ from PIL import Image
 
 from matrix_ssl import errors
 from matrix_ssl.config import arrays
-from matrix_ssl.data.images import decode_image
+from matrix_ssl.data.files.images import decode_image
 from matrix_ssl.encoder import reading
 from matrix_ssl.errors import CheckpointError, UnreadableImage, is_out_of_memory, memory_is_short
 from matrix_ssl.runs import checkpoint

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from matrix_ssl import config
 from matrix_ssl.config.recipes import find_recipe
-from matrix_ssl.data import augment, open_source
-from matrix_ssl.data.device_views import DeviceViews
+from matrix_ssl.data import open_source
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.device_views import DeviceViews
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.losses import matrix_entropy_loss, matrix_ssl_loss, mec_loss
 from matrix_ssl.runs import devices

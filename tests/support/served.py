@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.api.serve.served import Preparation, ServedEncoder
-from matrix_ssl.data.decoding import decode_pixels
-from matrix_ssl.data.squares import central_square
+from matrix_ssl.data.files.decoding import decode_pixels
+from matrix_ssl.data.files.squares import central_square
 
 SIZE = 16
 PREPARATION = Preparation(SIZE, 0.875, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))

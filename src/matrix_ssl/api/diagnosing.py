@@ -14,10 +14,10 @@ from matrix_ssl.api.keywords import optional
 from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig, RunConfig
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data.augment import each_view
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split
+from matrix_ssl.data.views.augment import each_view
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.blocks import find_blocks

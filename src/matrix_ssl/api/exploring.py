@@ -18,8 +18,8 @@ from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import expanded, is_file
 from matrix_ssl.config.validation import Seed, settings
 from matrix_ssl.data import Source
+from matrix_ssl.data.files.pixels import viewable
 from matrix_ssl.data.loading import evaluation_batches
-from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split
 from matrix_ssl.encoder import Weights
 from matrix_ssl.errors import DataError, RunFolderError

@@ -22,10 +22,10 @@ from matrix_ssl.api.run import Run
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded, is_file, is_there
 from matrix_ssl.data.base import Source, evenly
-from matrix_ssl.data.folder import FolderSource
-from matrix_ssl.data.images import read_image
+from matrix_ssl.data.files.images import read_image
+from matrix_ssl.data.files.pixels import viewable
+from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.data.objects import as_data
-from matrix_ssl.data.pixels import viewable
 from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest

@@ -10,7 +10,7 @@ from typing import Any
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import file_sha256
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.packed import FILES, PLAN
+from matrix_ssl.data.kinds.packed import FILES, PLAN
 from matrix_ssl.data.packing import PackSettings, Shard, shards
 from matrix_ssl.data.sources import Data, check_outside, describe, find_splits, read_as
 from matrix_ssl.errors import DataError

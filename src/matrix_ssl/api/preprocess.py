@@ -14,14 +14,14 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import Source
-from matrix_ssl.data.array_source import ArraySource, channels_last
-from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import MemorySource, Places
-from matrix_ssl.data.images import read_image
+from matrix_ssl.data.files.images import read_image
+from matrix_ssl.data.files.pixels import as_image, as_images
+from matrix_ssl.data.files.values import picture_values
+from matrix_ssl.data.kinds.array_source import ArraySource, channels_last
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.objects import in_colour
-from matrix_ssl.data.pixels import as_image, as_images
-from matrix_ssl.data.values import picture_values
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.errors import DataError, UnreadableImage
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import expanded, is_there
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.folder import FolderSource, open_folder
+from matrix_ssl.data.kinds.folder import FolderSource, open_folder
 from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.errors import ConfigError, DataError, check_whole
 from matrix_ssl.evaluate.explore.clusters import check_count

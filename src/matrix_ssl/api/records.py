@@ -11,7 +11,7 @@ from matrix_ssl import networks
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.untrusted import expanded, read_file
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.first_views import first_views
+from matrix_ssl.data.views.first_views import first_views
 from matrix_ssl.methods import find_method
 from matrix_ssl.runs.checkpoint import digest
 from matrix_ssl.runs.files import read_object, write_atomically, write_json, write_text

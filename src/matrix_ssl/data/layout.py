@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matrix_ssl.data.opening import (
+from matrix_ssl.data.files.opening import (
     ARRAY_EXTENSION,
     AVIF_EXTENSIONS,
     DICOM_EXTENSIONS,

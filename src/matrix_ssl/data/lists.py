@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from matrix_ssl.config.untrusted import expanded, is_file, is_there, read_file, why
-from matrix_ssl.data.named import is_name
+from matrix_ssl.data.kinds.named import is_name
 from matrix_ssl.errors import DataError
 
 _ENDING = ".txt"

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.config import DataConfig, ViewConfig
-from matrix_ssl.data import augment, opencv_views
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.device_views import DeviceViews
-from matrix_ssl.data.images import Unreadable
+from matrix_ssl.data.files.images import Unreadable
+from matrix_ssl.data.files.squares import centre_box
 from matrix_ssl.data.randomness import permutation
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.views import augment, opencv_views
+from matrix_ssl.data.views.device_views import DeviceViews
 from matrix_ssl.data.workers import CentralSquares, Crops, FinishedViews, RandomCrops, Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data import huggingface
-from matrix_ssl.data.array_source import ArraySource, channels_last
 from matrix_ssl.data.base import Classes, Labels, MemorySource, Places, Source, as_labels
-from matrix_ssl.data.folder import FolderSource
-from matrix_ssl.data.items import open_items
+from matrix_ssl.data.files.pixels import as_images
+from matrix_ssl.data.kinds import huggingface
+from matrix_ssl.data.kinds.array_source import ArraySource, channels_last
+from matrix_ssl.data.kinds.folder import FolderSource
+from matrix_ssl.data.kinds.items import open_items
 from matrix_ssl.data.layout import is_image
-from matrix_ssl.data.pixels import as_images
 from matrix_ssl.data.sources import IN_MEMORY, NAMED_SETS, Data, Splits
 from matrix_ssl.errors import DataError
 

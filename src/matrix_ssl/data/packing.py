@@ -15,7 +15,7 @@ from matrix_ssl.config import NonNegativeInt, PositiveInt
 from matrix_ssl.config.reading import MOST_CHANNELS, Pages
 from matrix_ssl.config.validation import settings
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.images import Unreadable
+from matrix_ssl.data.files.images import Unreadable
 from matrix_ssl.data.workers import Reader, read_batches
 from matrix_ssl.errors import ConfigError, UnreadableImage
 

@@ -13,15 +13,14 @@ import numpy as np
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded, why
-from matrix_ssl.data import huggingface, layout, tables
-from matrix_ssl.data.archives import ENDING, is_archive, open_archives
+from matrix_ssl.data import layout
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.folder import open_folder
-from matrix_ssl.data.images import read_or_replace
-from matrix_ssl.data.joined import JoinedSource
-from matrix_ssl.data.layout import find_split_folders, holds_images, is_image, list_folder, packed_files
-from matrix_ssl.data.lists import listed
-from matrix_ssl.data.named import (
+from matrix_ssl.data.files.images import read_or_replace
+from matrix_ssl.data.kinds import huggingface, tables
+from matrix_ssl.data.kinds.archives import ENDING, is_archive, open_archives
+from matrix_ssl.data.kinds.folder import open_folder
+from matrix_ssl.data.kinds.joined import JoinedSource
+from matrix_ssl.data.kinds.named import (
     DATA_ROOT_VARIABLE,
     HUGGING_FACE,
     IN_MEMORY,
@@ -31,7 +30,9 @@ from matrix_ssl.data.named import (
     open_digits,
     open_torchvision,
 )
-from matrix_ssl.data.packed import check_folder, is_packed, open_packed, split_packed
+from matrix_ssl.data.kinds.packed import check_folder, is_packed, open_packed, split_packed
+from matrix_ssl.data.layout import find_split_folders, holds_images, is_image, list_folder, packed_files
+from matrix_ssl.data.lists import listed
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.data.remarks import on_reading
 from matrix_ssl.errors import OFFERED, ConfigError, DataError, check_known, some

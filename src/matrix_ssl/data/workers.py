@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from matrix_ssl.config import DataConfig, ViewConfig, system
 from matrix_ssl.config.untrusted import why
-from matrix_ssl.data import augment, opencv_views
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.images import Unreadable, read_or_replace
-from matrix_ssl.data.open_files import check_open_files, open_files_error
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.files.images import Unreadable, read_or_replace
+from matrix_ssl.data.files.open_files import check_open_files, open_files_error
+from matrix_ssl.data.files.squares import centre_box
+from matrix_ssl.data.views import augment, opencv_views
 from matrix_ssl.errors import OFFERED, MatrixSSLError, TrainingError, UnreadableImage
 
 MOST_WORKERS = 32  # two batches per worker wait: with 256 images at 224 px, 5 GB of shared memory

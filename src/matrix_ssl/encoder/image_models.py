@@ -16,9 +16,9 @@ from torch import Tensor
 from matrix_ssl.config import DataConfig, NetworkConfig
 from matrix_ssl.config.reading import CropMode
 from matrix_ssl.config.untrusted import expanded, file_sha256, parse_json, read_file
-from matrix_ssl.data.augment import crop, normalise
+from matrix_ssl.data.files.squares import centre_box
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.views.augment import crop, normalise
 from matrix_ssl.encoder import names
 from matrix_ssl.encoder.caches import absent, fetch_from_hub, find_in_hub, hub_place
 from matrix_ssl.encoder.matching import Counts

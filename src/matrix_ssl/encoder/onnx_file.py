@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
-from matrix_ssl.data.augment import normalise
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.encoder.formats import Exported, Model, check_features
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.errors import CheckpointError, import_extra

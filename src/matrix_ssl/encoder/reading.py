@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config.untrusted import file_sha256, open_file
-from matrix_ssl.data.open_files import why_unreadable
+from matrix_ssl.data.files.open_files import why_unreadable
 from matrix_ssl.errors import CheckpointError, memory_is_short
 from matrix_ssl.runs.checkpoint import is_of_a_training, read_safetensors
 from matrix_ssl.runs.folder import CHECKPOINTS

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matrix_ssl.config import DataConfig, ViewConfig
-from matrix_ssl.data import augment
-from matrix_ssl.data.augment import Keys
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.augment import Keys
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.config.untrusted import expanded
-from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 

@@ -12,7 +12,7 @@ from torch import nn
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.pixels import viewable
+from matrix_ssl.data.files.pixels import viewable
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.map import nearest_neighbours, same_canvas, thumbnail

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.pixels import viewable
+from matrix_ssl.data.files.pixels import viewable
 from matrix_ssl.data.randomness import permutation
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.features import Features

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
-from matrix_ssl.data import augment
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.randomness import permutation
+from matrix_ssl.data.views import augment
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.evaluate.diagnose import STREAM, Progress

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matrix_ssl.data.base import Source
-from matrix_ssl.data.images import Unreadable
+from matrix_ssl.data.files.images import Unreadable
 from matrix_ssl.data.loading import unreadable_images
 from matrix_ssl.runs.files import cannot_write, write_lines
 from matrix_ssl.runs.folder import SKIPPED

@@ -7,8 +7,8 @@ from typing import Any
 
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
-from matrix_ssl.data.array_source import ArraySource
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.kinds.array_source import ArraySource
 from matrix_ssl.data.sources import Data, Splits
 from matrix_ssl.data.statistics import Statistics, mean_and_deviation, value_range
 from matrix_ssl.runs.folder import CONFIG, read_config

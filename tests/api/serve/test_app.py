@@ -20,7 +20,7 @@ from matrix_ssl.api.run import Run
 from matrix_ssl.api.serve import ServeSettings, create_app, open_index, open_served
 from matrix_ssl.api.serve.service import Service
 from matrix_ssl.api.serve.uploads import Refused
-from matrix_ssl.data.folder import open_folder
+from matrix_ssl.data.kinds.folder import open_folder
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.explore.neighbours import nearest

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from torch.nn import functional as F
 
 from matrix_ssl.api.serve import create_app, open_index, open_served
-from matrix_ssl.data.augment import crop
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.files.squares import centre_box
+from matrix_ssl.data.views.augment import crop
 from matrix_ssl.encoder.exporting import export
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError
 from tests.support.encoder_runs import make_run

@@ -12,8 +12,8 @@ import matrix_ssl
 from matrix_ssl.api.records import keep_views
 from matrix_ssl.config import DataConfig, RunConfig, ViewConfig, to_dict
 from matrix_ssl.data.base import MemorySource, Places
-from matrix_ssl.data.first_views import first_views
 from matrix_ssl.data.loading import TrainingBatches
+from matrix_ssl.data.views.first_views import first_views
 from matrix_ssl.evaluate.followed import Followed, followed
 from matrix_ssl.report import write_report
 from matrix_ssl.report.run.followed import read_followed

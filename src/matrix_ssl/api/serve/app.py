@@ -15,7 +15,7 @@ from matrix_ssl.api.serve.served import ServedEncoder
 from matrix_ssl.api.serve.service import Service
 from matrix_ssl.api.serve.settings import ServeSettings
 from matrix_ssl.api.serve.uploads import Refused
-from matrix_ssl.data.opening import quiet_pillow
+from matrix_ssl.data.files.opening import quiet_pillow
 from matrix_ssl.errors import import_extra
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from matrix_ssl.api.serve.served import Preparation, ServedEncoder
 from matrix_ssl.config.reading import READING, CropMode, Reading
 from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file, why
-from matrix_ssl.data.decoding import decode_pixels
-from matrix_ssl.data.squares import central_square
+from matrix_ssl.data.files.decoding import decode_pixels
+from matrix_ssl.data.files.squares import central_square
 from matrix_ssl.errors import CheckpointError, ConfigError, import_extra, is_out_of_memory
 
 _NEEDED = ("image_size", "crop_fraction", "mean", "std")
@@ -73,7 +73,7 @@ class OnnxEncoder(ServedEncoder):
             ) from None
 
     def square(self, content: bytes, where: str) -> NDArray[Any]:
-        """The square as ``matrix-ssl embed`` crops it, except for the rounding that ``data.squares`` describes."""
+        """The square as ``matrix-ssl embed`` crops it, but for the rounding that ``data.files.squares`` describes."""
         prepared = self.preparation
         image = decode_pixels(content, where, reading=prepared.reading)
         return central_square(image, fraction=prepared.crop_fraction, size=prepared.image_size, mode=prepared.crop_mode)

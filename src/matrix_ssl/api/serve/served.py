@@ -22,7 +22,7 @@ class Preparation:
         crop_fraction: side of the central crop as a fraction of the shorter side, or of both sides.
         mean, std: of pixels in [0, 1], one number per channel.
         reading: how files are converted to pixels.
-        crop_mode: as for ``data.squares.centre_box``.
+        crop_mode: as for ``data.files.squares.centre_box``.
     """
 
     image_size: int

@@ -19,7 +19,7 @@ from matrix_ssl.api.serve.index import Index
 from matrix_ssl.api.serve.served import ServedEncoder
 from matrix_ssl.api.serve.settings import ServeSettings
 from matrix_ssl.api.serve.uploads import Allowance, Body, Refused, Upload, read_uploads
-from matrix_ssl.data.opening import TooManyPixels, at_most
+from matrix_ssl.data.files.opening import TooManyPixels, at_most
 from matrix_ssl.errors import OpenFilesError, UnreadableImage
 from matrix_ssl.runs.terminal import printable
 

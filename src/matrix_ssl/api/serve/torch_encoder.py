@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from matrix_ssl.api.run import Run
 from matrix_ssl.api.serve.served import Preparation, ServedEncoder
 from matrix_ssl.config.untrusted import file_sha256
-from matrix_ssl.data.augment import crop, normalise
-from matrix_ssl.data.decoding import decode_pixels
-from matrix_ssl.data.squares import centre_box
+from matrix_ssl.data.files.decoding import decode_pixels
+from matrix_ssl.data.files.squares import centre_box
+from matrix_ssl.data.views.augment import crop, normalise
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.opening import open_encoder

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import MOST_TEXT, parse_json, read_file
-from matrix_ssl.data.open_files import why_unreadable
+from matrix_ssl.data.files.open_files import why_unreadable
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.detection.files import check_name
 from matrix_ssl.evaluate.detection.shapes import MOST_PIXELS, Polygons, Shape, clip_far, is_rescaled, parse_run_lengths

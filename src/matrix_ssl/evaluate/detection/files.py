@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from matrix_ssl.config.untrusted import MOST_TEXT, open_file, read_file
-from matrix_ssl.data.folder import file_sizes
+from matrix_ssl.data.files.open_files import why_unreadable
 from matrix_ssl.data.identity import content_digest
-from matrix_ssl.data.open_files import why_unreadable
+from matrix_ssl.data.kinds.folder import file_sizes
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _LISTED = 3  # missing files named in an error

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from matrix_ssl.data.images import Unreadable, decode_image, read_or_replace
-from matrix_ssl.data.opening import quiet_pillow
+from matrix_ssl.data.files.images import Unreadable, decode_image, read_or_replace
+from matrix_ssl.data.files.opening import quiet_pillow
 from matrix_ssl.data.randomness import permutation, uniform
 from matrix_ssl.errors import UnreadableImage
 from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations, check_objects

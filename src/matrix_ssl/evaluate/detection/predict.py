@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import distributed
-from matrix_ssl.data.images import Unreadable
+from matrix_ssl.data.files.images import Unreadable
 from matrix_ssl.errors import UnreadableImage
 from matrix_ssl.evaluate.detection.annotations import AnnotatedImage, Annotations
 from matrix_ssl.evaluate.detection.files import ImageFiles

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from matrix_ssl import distributed
 from matrix_ssl.config import DataConfig, Fraction, Precision, ViewConfig
 from matrix_ssl.config.validation import settings
-from matrix_ssl.data.augment import normalise
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
+from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.errors import ConfigError, DataError, some
 from matrix_ssl.evaluate.probes.inputs import check_datasets
 

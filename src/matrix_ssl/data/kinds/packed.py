@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from matrix_ssl.config.arrays import read_open_arrays
 from matrix_ssl.config.untrusted import open_file, parse_json, read_file, why
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
-from matrix_ssl.data.encoded import EncodedSource
+from matrix_ssl.data.kinds.encoded import EncodedSource
 from matrix_ssl.errors import DataError, memory_is_short
 
 _OTHERS = ("offs", "y", "classes")  # arrays other than the images

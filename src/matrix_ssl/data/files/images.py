@@ -9,12 +9,12 @@ from PIL import Image
 
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import GIB, read_file
-from matrix_ssl.data.decoding import decode_pixels, to_pixels
-from matrix_ssl.data.deep import read_levels
-from matrix_ssl.data.open_files import why_unreadable
-from matrix_ssl.data.opening import Again, decode, quiet_pillow, turn_upright
-from matrix_ssl.data.tiff import Tiff
-from matrix_ssl.data.values import is_other_kind
+from matrix_ssl.data.files.decoding import decode_pixels, to_pixels
+from matrix_ssl.data.files.deep import read_levels
+from matrix_ssl.data.files.open_files import why_unreadable
+from matrix_ssl.data.files.opening import Again, decode, quiet_pillow, turn_upright
+from matrix_ssl.data.files.tiff import Tiff
+from matrix_ssl.data.files.values import is_other_kind
 from matrix_ssl.errors import DataError, UnreadableImage
 
 _MOST_BYTES = 2 * GIB  # of an image file

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from matrix_ssl.config.reading import COLOURS, Reading
-from matrix_ssl.data.deep import read_levels
-from matrix_ssl.data.opening import DECODER_ERRORS, Again, decode, turn_upright
-from matrix_ssl.data.tiff import Tiff
-from matrix_ssl.data.values import Values, is_other_kind, read_values
+from matrix_ssl.data.files.deep import read_levels
+from matrix_ssl.data.files.opening import DECODER_ERRORS, Again, decode, turn_upright
+from matrix_ssl.data.files.tiff import Tiff
+from matrix_ssl.data.files.values import Values, is_other_kind, read_values
 
 _HAS_SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from matrix_ssl.data.tiff import Tiff
+from matrix_ssl.data.files.tiff import Tiff
 from matrix_ssl.errors import UnreadableImage
 
 NOT_FINITE = "some of its values are not finite (NaN or infinity): fill them"

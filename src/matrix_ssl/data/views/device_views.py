@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.config import ViewConfig
-from matrix_ssl.data import augment
-from matrix_ssl.data.augment import Array, Draws
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.augment import Array, Draws
 
 _SLOTS = 2  # colour operations before the rotation of the hue, and after it
 

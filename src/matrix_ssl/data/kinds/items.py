@@ -20,8 +20,8 @@ from matrix_ssl.data.base import (
     Source,
     as_labels,
 )
-from matrix_ssl.data.images import is_deep, level_of
-from matrix_ssl.data.pixels import as_image
+from matrix_ssl.data.files.images import is_deep, level_of
+from matrix_ssl.data.files.pixels import as_image
 from matrix_ssl.errors import DataError, MatrixSSLError, UnreadableImage, is_out_of_memory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "images")  # of dictionaries, in order of preference

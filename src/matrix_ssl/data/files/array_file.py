@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import MOST_CHANNELS
-from matrix_ssl.data.opening import check_size, reported
+from matrix_ssl.data.files.opening import check_size, reported
 from matrix_ssl.errors import UnreadableImage
 
 _MAGIC = b"\x93NUMPY"

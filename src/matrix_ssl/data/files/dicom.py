@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.data.opening import MOST_PAGES, check_size, reported
+from matrix_ssl.data.files.opening import MOST_PAGES, check_size, reported
 from matrix_ssl.errors import MissingExtra, UnreadableImage, import_extra
 
 _PREAMBLE, _MAGIC = 128, b"DICM"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from matrix_ssl.data.images import to_tensor
+from matrix_ssl.data.files.images import to_tensor
 from matrix_ssl.errors import DataError
 
 _CHANNELS = (1, 3)

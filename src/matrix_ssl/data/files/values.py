@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
-from matrix_ssl.data import array_file, bands, dicom, netpbm
-from matrix_ssl.data.deep import NOT_FINITE, Levels, read_levels
-from matrix_ssl.data.opening import (
+from matrix_ssl.data.files import array_file, bands, dicom, netpbm
+from matrix_ssl.data.files.deep import NOT_FINITE, Levels, read_levels
+from matrix_ssl.data.files.opening import (
     MOST_PAGES,
     Again,
     avif_bits,
@@ -32,7 +32,7 @@ from matrix_ssl.data.opening import (
     reported,
     turn_upright,
 )
-from matrix_ssl.data.tiff import Tiff, is_tiff, read_tags
+from matrix_ssl.data.files.tiff import Tiff, is_tiff, read_tags
 from matrix_ssl.errors import OFFERED, UnreadableImage, import_extra
 
 _COLOUR_MODES = ("L", "LA", "RGB", "RGBA")

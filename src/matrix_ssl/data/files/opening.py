@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from matrix_ssl.data import tiff
-from matrix_ssl.data.tiff import Tiff, read_tags
+from matrix_ssl.data.files import tiff
+from matrix_ssl.data.files.tiff import Tiff, read_tags
 from matrix_ssl.errors import MatrixSSLError, MissingExtra, UnreadableImage, import_extra, memory_is_short
 
 _AVIF = "avif" in features.modules and features.check("avif") is True

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import open_file, why
 from matrix_ssl.data.base import Classes, Labels, Places, as_labels
-from matrix_ssl.data.encoded import EncodedSource
+from matrix_ssl.data.files.open_files import why_unreadable
+from matrix_ssl.data.kinds.encoded import EncodedSource
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, Listing, describe_classes, is_image, sort_member
-from matrix_ssl.data.open_files import why_unreadable
 from matrix_ssl.errors import DataError, UnreadableImage
 
 ENDING = ".tar"

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.config.untrusted import open_file
 from matrix_ssl.data.base import Classes, Labels, Source, as_indices
-from matrix_ssl.data.decoding import decode_values
+from matrix_ssl.data.files.decoding import decode_values
+from matrix_ssl.data.files.images import decode_image, highest_level, read_content
+from matrix_ssl.data.files.opening import ARRAY_EXTENSION, EXTENSIONS
+from matrix_ssl.data.files.values import pages_of
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import decode_image, highest_level, read_content
 from matrix_ssl.data.layout import Listing, describe_classes, list_images
-from matrix_ssl.data.opening import ARRAY_EXTENSION, EXTENSIONS
-from matrix_ssl.data.values import pages_of
 from matrix_ssl.errors import DataError, UnreadableImage, some
 
 _SHOWN = 3  # files that a sentence lists

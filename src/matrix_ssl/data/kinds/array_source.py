@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import MOST_CHANNELS, Reading
 from matrix_ssl.data.base import Classes, Labels, MemorySource, PlacedSource, Places, Source
-from matrix_ssl.data.encoded import EncodedSource
-from matrix_ssl.data.values import Values
+from matrix_ssl.data.files.values import Values
+from matrix_ssl.data.kinds.encoded import EncodedSource
 from matrix_ssl.errors import DataError
 
 _COLOURS = (1, 3)

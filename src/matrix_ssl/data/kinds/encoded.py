@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.data.base import MemorySource, PlacedSource, Source, in_memory
-from matrix_ssl.data.decoding import decode_values
-from matrix_ssl.data.images import decode_image, highest_level
-from matrix_ssl.data.values import pages_of
+from matrix_ssl.data.files.decoding import decode_values
+from matrix_ssl.data.files.images import decode_image, highest_level
+from matrix_ssl.data.files.values import pages_of
 from matrix_ssl.errors import ConfigError
 
 _COLOURS = 3

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from matrix_ssl.data.opening import check_size, reported
+from matrix_ssl.data.files.opening import check_size, reported
 from matrix_ssl.errors import UnreadableImage
 
 _NUMBER = rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})"

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TV
 
 from matrix_ssl.config import RunConfig
-from matrix_ssl.data.augment import each_view
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.files.pixels import viewable
 from matrix_ssl.data.loading import TrainingBatches
-from matrix_ssl.data.pixels import viewable
+from matrix_ssl.data.views.augment import each_view
 
 _IMAGES, _VIEWS = 6, 2
 _SIDE = 96  # pixels of the longer side

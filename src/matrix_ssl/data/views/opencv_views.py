@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from matrix_ssl.config import ViewConfig
-from matrix_ssl.data import augment
-from matrix_ssl.data.augment import Draws
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.views import augment
+from matrix_ssl.data.views.augment import Draws
 from matrix_ssl.errors import ConfigError, import_extra
 
 Levels = NDArray[np.uint8]  # (s, s, 3), or (s, s) for one channel

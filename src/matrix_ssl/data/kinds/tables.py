@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from matrix_ssl.config.csv_table import find_column, path_column, read_table
-from matrix_ssl.data.folder import FolderSource
+from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_classes, describe_splits
 from matrix_ssl.errors import DataError, some
 

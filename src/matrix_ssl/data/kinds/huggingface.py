@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.base import Classes, Labels, PlacedSource, Places, as_labels
-from matrix_ssl.data.encoded import EncodedSource
-from matrix_ssl.data.folder import file_sizes, read_start
+from matrix_ssl.data.files.images import highest_level, read_content
 from matrix_ssl.data.hub import check_pretrained, open_dataset
 from matrix_ssl.data.identity import ABSENT
-from matrix_ssl.data.images import highest_level, read_content
+from matrix_ssl.data.kinds.encoded import EncodedSource
+from matrix_ssl.data.kinds.folder import file_sizes, read_start
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_splits
 from matrix_ssl.errors import DataError, import_extra
 

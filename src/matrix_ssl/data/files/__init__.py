@@ -1,0 +1,1 @@
+"""From an image file to pixels: opening, decoding and cropping; imports no dataset."""

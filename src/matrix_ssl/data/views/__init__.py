@@ -1,0 +1,1 @@
+"""Random views of images, on the CPU and on a GPU."""
