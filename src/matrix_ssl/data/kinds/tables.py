@@ -85,7 +85,7 @@ def _files(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     if not any((path.parent / file).is_file() for file in files):
         raise DataError(
             f"{path}: none of its {len(files):,} files exists; the first would be {path.parent / files[0]}. Write "
-            "paths relative to the folder of the table, with their extensions."
+            "paths relative to the folder of the table, with their extensions, and / between folders."
         )
     return files
 
