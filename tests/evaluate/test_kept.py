@@ -1,5 +1,6 @@
 """Features that are kept for a folder whose images change, against those computed anew."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+import matrix_ssl
 from matrix_ssl.api.evaluation import embed_source, open_images
 from matrix_ssl.config import DataConfig
+from matrix_ssl.errors import ConfigError
+from matrix_ssl.evaluate.embedding_files import read_embedding
 from matrix_ssl.evaluate.features import Embedding
 from tests.support import runs
 
@@ -127,6 +131,46 @@ def test_images_in_one_file_are_all_read(tmp_path: Path, photos: Path) -> None:
     check(tmp_path / "p.npz", keep=tmp_path / "keep", seen=9)
     pack(files)
     check(tmp_path / "p.npz", keep=tmp_path / "keep", seen=10)
+
+
+def command(folder: Path, *words: str) -> tuple[Embedding, str]:
+    """Features that ``matrix-ssl embed`` writes, and what it says."""
+    ended = runs.succeed(folder, ["embed", "random/tiny_resnet", "--data", "photos", "--device", "cpu", *words])
+    return read_embedding(folder / words[words.index("--out") + 1]), ended.err
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ".parquet"])
+def test_embed_adds_new_images_to_its_file(ending: str, photos: Path, tmp_path: Path) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    file = f"f{ending}"
+    command(tmp_path, "--out", file)
+    write(photos / "11.png", 11)
+    (photos / "3.png").unlink()
+    (photos / "5.png").rename(photos / "renamed.png")
+    (photos / "bad.png").write_bytes(b"no image")
+    found, said = command(tmp_path, "--out", file)
+    assert "2 of 11 images are new or have changed; the features of the others are kept." in said
+    expected, _ = command(tmp_path, "--out", f"again{ending}")
+    assert (found.paths, found.digest, found.encoder_digest) == (
+        expected.paths, expected.digest, expected.encoder_digest,
+    )  # fmt: skip
+    assert (
+        found.digests
+        == expected.digests
+        == [hashlib.sha256((tmp_path / p).read_bytes()).hexdigest() for p in found.paths]
+    )
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-5)
+    _, said = command(tmp_path, "--out", file, "--tta")  # other features
+    assert "images are new" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, f"again{ending}", "photos"])
+
+
+def test_earlier_features_need_a_folder(photos: Path) -> None:
+    run = matrix_ssl.open("random/tiny_resnet")
+    embedding = run.embed(str(photos), quiet=True, device="cpu")
+    with pytest.raises(ConfigError, match="earlier needs a folder for the features of all images: name it by keep"):
+        run.embed(str(photos), quiet=True, device="cpu", earlier=embedding)
 
 
 @pytest.mark.parametrize("damage", ["stamps", "cut", "progress"])

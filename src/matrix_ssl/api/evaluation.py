@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -22,8 +22,8 @@ from matrix_ssl.encoder.where import PATH, is_folder, read_where
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_known
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
-from matrix_ssl.evaluate.features import Embedding, image_digests
-from matrix_ssl.evaluate.kept import embed_kept
+from matrix_ssl.evaluate.features import Embedding, grid_of
+from matrix_ssl.evaluate.kept import embed_kept, of_embedding
 from matrix_ssl.evaluate.protocols import check_protocols, describe_images, run_protocols
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.label_subsets import read_names
@@ -142,7 +142,7 @@ def evaluate(
 def embed(
     encoder: nn.Module, images: DataConfig, data: Data, *, split: Split = "train", device: str = "auto",
     quiet: bool = False, data_root: Path | None = None, download: bool = False, keep: Path | None = None,
-    digests: bool = False,
+    digests: bool = False, earlier: Embedding | None = None,
 ) -> Embedding:  # fmt: skip
     """Computes the features of a dataset; unreadable images are skipped.
 
@@ -156,21 +156,26 @@ def embed(
         keep: a folder for the features, which are memory-mapped from it; calling this again resumes there, or reads
             only image files that are new or have changed. None: the features are kept in memory.
         digests: read every image once more to compute its SHA-256.
+        earlier: features of some of the images by the same encoder, with their SHA-256, which are not computed again;
+            those of another encoder are ignored. Only with ``keep``.
 
     Raises:
         MatrixSSLError: the data is at fault.
     """
     source = open_images(data, images, split=split, data_root=data_root, download=download)
-    return embed_source(encoder, images, source, device=device, quiet=quiet, keep=keep, digests=digests)
+    return embed_source(
+        encoder, images, source, device=device, quiet=quiet, keep=keep, digests=digests, earlier=earlier
+    )
 
 
 def embed_source(
     encoder: nn.Module, images: DataConfig, source: Source, *, device: str, quiet: bool, keep: Path | None = None,
-    digests: bool = False,
+    digests: bool = False, earlier: Embedding | None = None,
 ) -> Embedding:  # fmt: skip
     """The features of a source that is already open; otherwise as ``embed``."""
     display = Display(quiet=quiet)
     identity, chosen_device = encoder_digest(encoder, images), devices.choose_device(device)
+    digest = cache(partial(features.image_digest, source))
     if keep is None:
         for remark in source.remarks:
             display.say(remark)
@@ -178,12 +183,18 @@ def embed_source(
             embedding = features.embed(encoder, source, images, device=chosen_device, on_progress=show)
     else:
         with lock(keep):
+            known = None
+            if earlier is not None and (earlier.encoder_digest, earlier.grid) == (identity, grid_of(encoder)):
+                with display.bar("comparing") as show:
+                    known = of_embedding(earlier, source, digest, on_progress=show)
             embedding = embed_kept(
-                keep, encoder, source, images, identity=identity, device=chosen_device, display=display
+                keep, encoder, source, images, identity=identity, device=chosen_device, display=display, earlier=known
             )
-    return replace(
-        embedding, encoder_digest=identity, digests=image_digests(source, embedding.paths) if digests else None
-    )
+    if digests:
+        readable = set(embedding.paths)
+        chosen = (index for index in range(len(source)) if source.where(index) in readable)
+        embedding = replace(embedding, digests=list(map(digest, chosen)))
+    return replace(embedding, encoder_digest=identity)
 
 
 def open_images(data: Data, images: DataConfig, *, split: Split, data_root: Path | None, download: bool) -> Source:

@@ -23,6 +23,7 @@ from matrix_ssl.data.sources import Split
 from matrix_ssl.encoder import Weights, load_encoder
 from matrix_ssl.encoder.opening import Opened, open_encoder
 from matrix_ssl.encoder.where import PATH, absolute, read_where
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.evaluate.baselines import Sizes
 from matrix_ssl.evaluate.dense import BlockFeatures, MirrorMean
 from matrix_ssl.evaluate.features import Embedding
@@ -101,7 +102,7 @@ class Run:
     def embed(
         self, data: Any = None, *, split: Split = "train", weights: Weights = "student", device: str = "auto",
         quiet: bool = False, data_root: str | Path | None = None, download: bool = False, layer: str | None = None,
-        patches: bool = False, tta: bool = False, keep: str | Path | None = None,
+        patches: bool = False, tta: bool = False, keep: str | Path | None = None, earlier: Embedding | None = None,
     ) -> Embedding:  # fmt: skip
         """Computes the features of images; unreadable images are skipped and listed.
 
@@ -116,6 +117,8 @@ class Run:
             tta: average the features of each image and its mirror image.
             keep: a folder for the features of a large dataset. They are memory-mapped from it, and calling this again
                 resumes there, or reads only image files that are new or have changed.
+            earlier: features that were computed before, as ``embedding_files.read_embedding`` reads them: images whose
+                SHA-256 is among theirs are not computed again. Those of another encoder are ignored. Needs ``keep``.
 
         Raises:
             MatrixSSLError: the data or the run is at fault.
@@ -123,12 +126,15 @@ class Run:
         images = self._chosen(data) or self.config.data.source
         if not images:
             raise evaluation.no_dataset(self.where)
+        if earlier is not None and keep is None:
+            raise ConfigError("earlier needs a folder for the features of all images: name it by keep.")
         encoder: nn.Module = self.encoder(weights=weights)
         if layer is not None or patches:
             encoder = BlockFeatures(encoder, self.config.data, layer=layer, patches=patches)
         embedding = evaluation.embed(
             MirrorMean(encoder) if tta else encoder, self.config.data, images, split=split, device=device, quiet=quiet,
             data_root=optional(expanded, data_root), download=download, keep=optional(expanded, keep), digests=True,
+            earlier=earlier,
         )  # fmt: skip
         return replace(embedding, encoder=absolute(str(self.where)))
 

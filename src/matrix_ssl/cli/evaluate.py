@@ -1,5 +1,6 @@
 """The commands ``matrix-ssl evaluate`` and ``matrix-ssl embed``."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,21 +97,25 @@ def embed(
     WHERE is a run folder, a checkpoint file, torchvision/NAME[:WEIGHTS], timm/NAME[.TAG], hf:NAME or random/NAME. The
     file holds the features, float32, and the path, SHA-256 and, where there are labels, class of every image; a .npy
     file the features alone, with the rest in FILE.csv. Unreadable images are skipped and listed. Run the same command
-    to resume.
+    to resume, or to add new images to the file: of a .npz, .parquet or .safetensors file by the same encoder, only
+    images that it lacks are computed.
     """
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
-    from matrix_ssl.evaluate.embedding_files import check_format
+    from matrix_ssl.evaluate.embedding_files import SELF_DESCRIBING, check_format, read_embedding
 
     check_format(out, patches=patches)
     run = Run(where, download=download)
     check_outside(out, data or run.config.data.source, data_root=data_root)
     check_output(out, where)
-    rows = out.with_name(f".{out.name}.rows")
+    rows, earlier = out.with_name(f".{out.name}.rows"), None
+    if out.suffix.lower() in SELF_DESCRIBING and out.exists():
+        with contextlib.suppress(DataError):  # a damaged file is replaced as well
+            earlier = read_embedding(out)
     try:
         embedding = run.embed(
             data, split=split, weights=weights, device=device, data_root=data_root, download=download, layer=layer,
-            patches=patches, tta=tta, keep=rows,
+            patches=patches, tta=tta, keep=rows, earlier=earlier,
         )  # fmt: skip
         embedding.save(out)
     except (ConfigError, DataError, CheckpointError):  # after any other error, the same command resumes

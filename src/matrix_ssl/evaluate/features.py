@@ -1,7 +1,7 @@
 """Frozen features: one pass over the images for any number of encoders."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,9 +176,11 @@ def embed(
 ) -> Embedding:  # fmt: skip
     """Computes the features of a dataset with one encoder; arguments and errors as for ``extract``."""
     features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress, files=files)
-    vectors, grid = features.vectors["encoder"].numpy(), getattr(encoder, "grid", None)
+    vectors, grid = features.vectors["encoder"].numpy(), grid_of(encoder)
+    if grid is not None:
+        vectors = vectors.reshape(len(vectors), grid[0] * grid[1], -1)
     return Embedding(
-        features=vectors if grid is None else vectors.reshape(len(vectors), grid[0] * grid[1], -1),
+        features=vectors,
         paths=[source.where(int(i)) for i in features.indices],
         labels=None if source.labels is None else features.labels.numpy(),
         classes=source.classes,
@@ -188,18 +190,16 @@ def embed(
     )
 
 
-def image_digests(source: Source, paths: Sequence[str]) -> list[str]:
-    """SHA-256 of the images at these paths, in the dataset's order: of the file if there is one, else of the pixels.
+def grid_of(encoder: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the patches whose features an encoder gives; None for an encoder of whole images."""
+    grid: tuple[int, int] | None = getattr(encoder, "grid", None)
+    return grid
 
-    Raises:
-        DataError: an image can no longer be read.
-    """
-    chosen, digests = set(paths), []
-    for index in range(len(source)):
-        if source.where(index) in chosen:
-            content = source.encoded(index)
-            if content is None:
-                pixels = source.read(index)
-                content = f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()
-            digests.append(hashlib.sha256(content).hexdigest())
-    return digests
+
+def image_digest(source: Source, index: int) -> str:
+    """SHA-256 of an image: of its file if there is one, else of the pixels. UnreadableImage if it cannot be read."""
+    content = source.encoded(index)
+    if content is None:
+        pixels = source.read(index)
+        content = f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()

@@ -5,18 +5,22 @@ hash of the encoder and of the path, size and times of change of its file. In an
 with a known hash keeps its row.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
+from matrix_ssl.errors import UnreadableImage
 from matrix_ssl.evaluate.feature_files import FeatureFiles, fingerprint_of
 from matrix_ssl.evaluate.features import Embedding, embed, fill
 from matrix_ssl.runs.display import Display
@@ -26,14 +30,39 @@ _SIZE = 16  # bytes of a hash, and characters of a mark
 _ROWS = 4096  # that are copied at once
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Features that were computed before, by the same encoder."""
+
+    vectors: Tensor  # float32 (m, k)
+    row: NDArray[np.int64]  # (n,), for every image of the dataset its row, or -1; at least one has a row
+
+
+def of_embedding(
+    embedding: Embedding, source: Source, digest: Callable[[int], str], *, on_progress: Callable[[int, int], None]
+) -> Earlier | None:
+    """The features of those images of a dataset whose SHA-256 an embedding knows; None if there is none.
+
+    ``digest`` is that of an image of the dataset; it may raise UnreadableImage.
+    """
+    row_of = {known: row for row, known in enumerate(embedding.digests or ()) if known}
+    row = np.full(len(source), -1, dtype=np.int64)
+    for index in range(len(source) if row_of else 0):
+        with contextlib.suppress(UnreadableImage):
+            row[index] = row_of.get(digest(index), -1)
+        on_progress(index + 1, len(source))
+    return Earlier(torch.from_numpy(embedding.features).flatten(1), row) if (row >= 0).any() else None
+
+
 def embed_kept(
     folder: Path, encoder: nn.Module, source: Source, data: DataConfig, *, identity: str, device: torch.device,
-    display: Display,
+    display: Display, earlier: Earlier | None = None,
 ) -> Embedding:  # fmt: skip
     """``features.embed`` with features that are kept in a folder, which no other process may use.
 
     Args:
         identity: of the encoder and of how it reads images.
+        earlier: the features that some of the images have already, if the folder has none of an earlier version.
 
     Raises:
         RunFolderError: a file in the folder cannot be written; or as ``features.embed``.
@@ -58,14 +87,14 @@ def embed_kept(
 
     if not rows.exists() and fingerprint_of(folder / "next") == mark:  # a process was killed while it renamed them
         (folder / "next").rename(rows)
-    if fingerprint_of(rows) != mark and (known := _known_rows(folder, stamps)) is not None:
-        fresh = np.flatnonzero(known < 0)
+    if fingerprint_of(rows) != mark and (earlier := _of_folder(folder, stamps) or earlier) is not None:
+        fresh = np.flatnonzero(earlier.row < 0)
         display.say(
             f"{len(fresh):,} of {len(source):,} images are new or have changed; the features of the others are kept."
         )
         new = FeatureFiles(folder / "new", fingerprint=mark)
         compute(new, source.subset(fresh))
-        _merge(folder, mark, known, fresh, new)
+        _merge(folder, mark, earlier, fresh, new)
     files = FeatureFiles(rows, fingerprint=mark)
     if stamps is not None and _read_stamps(folder)[0] != mark:
         write_atomically(folder / "stamps", lambda file: file.write(mark.encode() + b"".join(stamps)))
@@ -101,48 +130,44 @@ def _read_stamps(folder: Path) -> tuple[str, list[bytes]]:
     return parts[0].decode(errors="replace") if parts else "", parts[1:]
 
 
-def _known_rows(folder: Path, stamps: list[bytes] | None) -> NDArray[np.int64] | None:
-    """For every image the row of its features in an earlier version of the dataset, or -1; None if there is no row."""
+def _of_folder(folder: Path, stamps: list[bytes] | None) -> Earlier | None:
+    """The features in the folder, of an earlier version of the dataset; None if no image is known."""
     mark, earlier = _read_stamps(folder)
     if stamps is None or fingerprint_of(folder / "rows") != mark:
         return None
     files = FeatureFiles(folder / "rows", fingerprint=mark)
     if files.seen == len(files.unreadable):
         return None
-    indices, _ = files.read()
+    indices, vectors = files.read()
     if indices.max() >= len(earlier):
         return None
     row_of = {earlier[index]: row for row, index in enumerate(indices.tolist())}
-    known = np.array([row_of.get(stamp, -1) for stamp in stamps], dtype=np.int64)
-    return known if (known >= 0).any() else None
+    row = np.array([row_of.get(stamp, -1) for stamp in stamps], dtype=np.int64)
+    return Earlier(vectors["encoder"], row) if (row >= 0).any() else None
 
 
-def _merge(folder: Path, mark: str, known: NDArray[np.int64], fresh: NDArray[np.int64], new: FeatureFiles) -> None:
-    """Replaces the rows of an earlier version of the dataset by those of this one, in the order of its images."""
+def _merge(folder: Path, mark: str, earlier: Earlier, fresh: NDArray[np.int64], new: FeatureFiles) -> None:
+    """Replaces the rows in the folder by earlier and new ones, in the order of the images."""
     rows, following = folder / "rows", folder / "next"
-    _, earlier = FeatureFiles(rows, fingerprint=_read_stamps(folder)[0]).read()
     shutil.rmtree(following, ignore_errors=True)
     merged = FeatureFiles(following, fingerprint=mark)
-    old, width = earlier["encoder"], earlier["encoder"].shape[1]
-    is_new = np.zeros(len(known), dtype=bool)
+    row, is_new = earlier.row.copy(), np.zeros(len(earlier.row), dtype=bool)
+    vectors = earlier.vectors[:0]
     if new.seen > len(new.unreadable):
-        positions, vectors = new.read()
-        is_new[fresh[positions]] = True
-        row = known.copy()
+        positions, read = new.read()
+        vectors, is_new[fresh[positions]] = read["encoder"], True
         row[fresh[positions]] = np.arange(len(positions))
-    else:
-        vectors, row = {"encoder": torch.empty(0, width)}, known
-    present = np.flatnonzero((known >= 0) | is_new)
+    present = np.flatnonzero(row >= 0)
     for start in range(0, len(present), _ROWS):
         chosen = present[start : start + _ROWS]
-        block, from_new = torch.empty(len(chosen), width), torch.from_numpy(is_new[chosen])
-        at = torch.from_numpy(row[chosen])
-        block[from_new] = vectors["encoder"][at[from_new]]
-        block[~from_new] = old[at[~from_new]]
+        at, from_new = torch.from_numpy(row[chosen]), torch.from_numpy(is_new[chosen])
+        block = torch.empty(len(chosen), earlier.vectors.shape[1])
+        block[from_new], block[~from_new] = vectors[at[from_new]], earlier.vectors[at[~from_new]]
         merged.add(chosen, {"encoder": block}, [])
     merged.add(np.zeros(0, dtype=np.int64), {}, new.unreadable)
     merged.save()
-    rows.rename(folder / "old")
+    if rows.exists():
+        rows.rename(folder / "old")
     following.rename(rows)
 
 
