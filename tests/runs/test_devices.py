@@ -1,5 +1,6 @@
 """The warning about threads on a machine whose cores other programs keep busy."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,9 +44,15 @@ def test_several_threads_beside_busy_programs_are_warned_about(monkeypatch: pyte
         assert devices.busy_remark(CPU) == ""
 
 
-def test_on_an_idle_machine_there_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(system.psutil, "cpu_percent", lambda interval: 89.9)
-    assert devices.busy_remark(CPU) == ""
-    monkeypatch.setattr(system.psutil, "cpu_percent", lambda interval: 95.2)
-    assert devices.busy_remark(CPU).startswith("Other programs use 95% of the CPU.")
+@pytest.mark.parametrize(
+    ("cores", "threads", "busy", "warns"),
+    [(8, 8, 24.9, False), (8, 8, 25.2, True), (2, 2, 50.0, True), (2, 2, 10.0, False), (64, 8, 89.9, False),
+     (64, 8, 95.2, True)],
+)  # fmt: skip
+def test_where_enough_cores_are_idle_there_is_no_warning(
+    cores: int, threads: int, busy: float, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(system.psutil, "cpu_percent", lambda interval: busy)
+    assert devices.busy_remark(CPU).startswith(f"Other programs use {busy:.0f}% of the CPU.") == warns

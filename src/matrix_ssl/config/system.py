@@ -186,6 +186,11 @@ def busy_share() -> float:
     return float(psutil.cpu_percent(interval=0.25)) / 100
 
 
+def machine_cores() -> int:
+    """Number of CPU cores of the machine, of which ``busy_share`` is a share."""
+    return os.cpu_count() or 1
+
+
 def _visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 

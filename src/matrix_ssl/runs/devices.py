@@ -14,7 +14,7 @@ from matrix_ssl.runs import environment as run_environment
 
 # instructions that multiply bfloat16, as named by torch.cpu.get_capabilities, fastest first
 _CPU_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "bf16": "ARM BF16"}
-_BUSY = 0.9  # share of the CPU from which on threads are likely to wait for others
+_IDLE = 0.75  # of a core for each thread: with less, threads are likely to wait for others
 _ONEDNN_BLOCK = 16  # channels that its AVX-512 kernels process at once; 8 for AVX2
 
 
@@ -32,12 +32,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def busy_remark(device: torch.device) -> str:
-    """A warning if other programs use nearly all of the CPU while this one is about to compute on several threads.
+    """A warning if other programs leave fewer cores idle than this one is about to compute on.
 
     At each of the thousands of barriers in a step, all threads wait until the system has scheduled the last one.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or (busy := system.busy_share()) < _BUSY:
+    if device.type != "cpu" or threads == 1:
+        return ""
+    busy = system.busy_share()
+    if (1 - busy) * system.machine_cores() >= _IDLE * threads:
         return ""
     return (
         f"Other programs use {busy:.0%} of the CPU. Computing on {threads} threads can then be many times slower than "
