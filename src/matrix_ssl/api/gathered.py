@@ -241,19 +241,20 @@ class Gathered:
 
     def embed(self, path: Path) -> Embedding:
         """The features of a file, or of the images in a folder, computed by the collection's encoder."""
-        encoder, images = self._encoder()
+        encoder, images = self._encoder
         source = query_images(expanded(path), images.reading)
         return evaluation.embed(encoder, images, as_data(source), device=self._device, quiet=True)
 
     def embed_image(self, image: Any) -> NDArray[np.float32]:
         """The features (1, k) of an image in memory, as ``encoder.preprocess`` takes it."""
-        encoder, _ = self._encoder()
+        encoder, _ = self._encoder
         device = devices.choose_device(self._device)
         with torch.no_grad():
             pixels = encoder.preprocess([image]).to(device)  # type: ignore[operator]
             features: NDArray[np.float32] = encoder.eval().to(device)(pixels).float().cpu().numpy()
         return features
 
+    @cached_property
     def _encoder(self) -> tuple[nn.Module, DataConfig]:
         """The encoder of the features, and how it reads images; DataError if it is not known or another one."""
         file = is_features(self._where)
