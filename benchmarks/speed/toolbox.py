@@ -28,7 +28,8 @@ from torch import Tensor
 
 from benchmarks.harness import command_line, save
 from matrix_ssl import matrix
-from matrix_ssl.matrix import of_features, plain
+from matrix_ssl.matrix import of_features
+from matrix_ssl.matrix.numerics import linalg
 from matrix_ssl.runs.files import read_json
 
 SIZES = ((1000, 128), (10_000, 128), (1000, 2048), (50_000, 128), (10_000, 2048), (50_000, 2048))
@@ -109,11 +110,11 @@ def numpy_information(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def spectrum_floor(x: Tensor) -> Tensor:
-    return plain.eigenvalues(plain.smaller_product(x))
+    return linalg.eigenvalues(linalg.smaller_product(x))
 
 
 def cka_floor(x: Tensor, y: Tensor) -> Tensor:
-    return plain.product(x).sum() + plain.product(y).sum() + (x.T @ y).sum()
+    return linalg.product(x).sum() + linalg.product(y).sum() + (x.T @ y).sum()
 
 
 def of_arrays(function: Callable[..., Any], count: int) -> Callable[[Tensor, Tensor], Any]:

@@ -8,15 +8,8 @@ import scipy.stats
 import torch
 
 from matrix_ssl import errors
-from matrix_ssl.matrix import (
-    coding_rate,
-    covariance,
-    effective_rank,
-    of_features,
-    shannon_entropy,
-    spectrum,
-    validation,
-)
+from matrix_ssl.matrix import coding_rate, covariance, effective_rank, of_features, shannon_entropy, spectrum
+from matrix_ssl.matrix.numerics import validation
 from tests.support.matrix_samples import positive, rows
 
 

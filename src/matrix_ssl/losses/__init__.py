@@ -39,8 +39,8 @@ from matrix_ssl.losses.mec import mec_loss, mec_moment_loss
 from matrix_ssl.losses.objective import DEFAULTS, MEC_DEFAULTS, Algorithm, Logarithm, MECObjective, Objective
 from matrix_ssl.losses.order import MatrixSSLTerms, matrix_ssl_covariance_terms, matrix_ssl_order_terms
 from matrix_ssl.losses.rows import check_rows, cross_product_norm, unit_rows
-from matrix_ssl.matrix.precision import in_full_precision, without_autocast
-from matrix_ssl.matrix.validation import check_not_negative, check_positive
+from matrix_ssl.matrix.numerics.precision import in_full_precision, without_autocast
+from matrix_ssl.matrix.numerics.validation import check_not_negative, check_positive
 
 __all__ = [
     "DEFAULTS",

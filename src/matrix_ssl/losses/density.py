@@ -26,7 +26,7 @@ from torch import Tensor
 from matrix_ssl.losses.logarithm import resolvents
 from matrix_ssl.losses.logarithm.resolvents import zero_level
 from matrix_ssl.losses.rows import symmetric_product
-from matrix_ssl.matrix.validation import check_constant, check_positive
+from matrix_ssl.matrix.numerics.validation import check_constant, check_positive
 
 Algorithm = Literal["powers", "resolvents", "eigh"]
 

@@ -12,9 +12,9 @@ from typing import Any, List  # noqa: UP035
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.precision import differentiable_once, full_precision, without_autocast
-from matrix_ssl.matrix.transforms import Parts
-from matrix_ssl.matrix.validation import is_mapped
+from matrix_ssl.matrix.numerics.autograd import Parts
+from matrix_ssl.matrix.numerics.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.numerics.validation import is_mapped
 
 
 def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]]:

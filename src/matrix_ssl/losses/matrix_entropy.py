@@ -14,8 +14,8 @@ from torch import Tensor
 from matrix_ssl.losses import density
 from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.rows import check_rows, pull_back, symmetric_product, unit_rows
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_constant, check_not_negative, check_real
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_constant, check_not_negative, check_real
 
 ALIGNMENT_WEIGHT = 4.0  # chosen on held-out images of CIFAR-10 (LOG.md)
 

@@ -23,7 +23,7 @@ from matrix_ssl.losses.objective import DEFAULTS, Objective, check_choice
 from matrix_ssl.losses.order import MatrixSSLTerms
 from matrix_ssl.losses.rows import check_rows, unit_rows
 from matrix_ssl.matrix import of_features
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics.precision import without_autocast
 
 Uniformity = Literal["cross", "own", "entropy"]
 Alignment = Literal["covariances", "images"]

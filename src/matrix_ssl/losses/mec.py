@@ -6,8 +6,8 @@ from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
 from matrix_ssl.losses.objective import MEC_DEFAULTS, Logarithm, MECObjective
 from matrix_ssl.losses.rows import check_rows, pull_back, unit_rows
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_real
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_real
 
 
 def mec_loss(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from matrix_ssl.errors import did_you_mean
-from matrix_ssl.matrix.validation import check_constant, check_not_negative, check_positive
+from matrix_ssl.matrix.numerics.validation import check_constant, check_not_negative, check_positive
 
 Logarithm = Literal["exact", "taylor"]
 Algorithm = Literal["auto", "eigh", "quadrature", "polynomial"]

@@ -27,8 +27,8 @@ from matrix_ssl.losses.logarithm.plan import exact_logarithm
 from matrix_ssl.losses.logarithm.trace import log_det_one_plus, taylor_coefficients, trace_polynomial
 from matrix_ssl.losses.objective import DEFAULTS, Objective, check_choice
 from matrix_ssl.losses.rows import add_symmetric_product, centred_rows, check_rows, pull_back, symmetric_product
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_real
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_real
 
 Side = Literal["auto", "samples", "features"]
 _SIDES = get_args(Side)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_real
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_real
 
 _SHORTEST = 1e-12  # rows below this length have no direction
 

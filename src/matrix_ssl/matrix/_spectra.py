@@ -7,7 +7,7 @@ count.
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.covariances import rescaled
+from matrix_ssl.matrix.numerics.scaling import rescaled
 
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:

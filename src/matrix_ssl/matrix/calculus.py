@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.transforms import Parts, differentiable, once
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
+from matrix_ssl.matrix.numerics.precision import without_autocast
 
 DividedDifference = Callable[[Tensor, Tensor], Tensor]
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues, validation
+from matrix_ssl.matrix import _eigenvalues
 from matrix_ssl.matrix.calculus import trace_of_logarithm
+from matrix_ssl.matrix.numerics import validation
 
 
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.numerics import kernel_checks, validation
 
 
 def vendi_score(

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues, spectral_entropies, validation
+from matrix_ssl.matrix import _eigenvalues, spectral_entropies
+from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 

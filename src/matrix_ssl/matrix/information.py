@@ -29,9 +29,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import validation
-from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.scaling import rescaled
 
 Normaliser = Literal["min", "max", "mean", "geometric_mean", "joint"]
 

@@ -12,9 +12,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
-from matrix_ssl.matrix.covariances import lengths_in_range, unit_length
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics import kernel_checks, validation
+from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.numerics.scaling import lengths_in_range, unit_length
 
 WidthRule = Literal["median", "silverman"]
 _RULES = get_args(WidthRule)

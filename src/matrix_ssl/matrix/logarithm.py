@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import calculus, validation
+from matrix_ssl.matrix import calculus
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.plain import smaller_product
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 

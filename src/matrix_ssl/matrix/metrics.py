@@ -24,11 +24,11 @@ from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
-from matrix_ssl.matrix.covariances import rescaled, unit_length
 from matrix_ssl.matrix.moments import Moments, checked_rows
-from matrix_ssl.matrix.plain import eigenvalues
-from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import check_positive, check_tensor
+from matrix_ssl.matrix.numerics.linalg import eigenvalues
+from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.numerics.scaling import rescaled, unit_length
+from matrix_ssl.matrix.numerics.validation import check_positive, check_tensor
 
 if TYPE_CHECKING:
     from matrix_ssl.matrix.accumulating import Metric

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError
-from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.validation import check_tensor, checked_matrix
+from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.numerics.validation import check_tensor, checked_matrix
 
 
 class Moments:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import validation
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.precision import without_autocast
 
 KernelName = Literal["gaussian", "laplace"]
 

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.covariances import deviations, rescaled
 from matrix_ssl.matrix.logarithm import log_det_of_rows
-from matrix_ssl.matrix.plain import smaller_product
+from matrix_ssl.matrix.numerics.linalg import smaller_product
+from matrix_ssl.matrix.numerics.scaling import deviations, rescaled
+from matrix_ssl.matrix.numerics.validation import check_positive, checked_matrix, checked_not_negative
 from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import check_positive, checked_matrix, checked_not_negative
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:

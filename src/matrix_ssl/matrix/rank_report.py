@@ -9,9 +9,9 @@ from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
-from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.decomposition import both_spectra
-from matrix_ssl.matrix.validation import check_tensor, checked_matrix
+from matrix_ssl.matrix.numerics.scaling import rescaled
+from matrix_ssl.matrix.numerics.validation import check_tensor, checked_matrix
 
 
 class Meaning(NamedTuple):

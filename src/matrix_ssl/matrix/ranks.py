@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, _spectra, plain
-from matrix_ssl.matrix.covariances import centred_rows, deviations, rescaled, unit_length
-from matrix_ssl.matrix.plain import smaller_product
-from matrix_ssl.matrix.precision import full_precision, without_autocast
-from matrix_ssl.matrix.rank import effective_rank
-from matrix_ssl.matrix.spectral_entropies import renyi_of
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
-from matrix_ssl.matrix.validation import (
+from matrix_ssl.matrix import _eigenvalues, _spectra
+from matrix_ssl.matrix.covariances import centred_rows
+from matrix_ssl.matrix.numerics import linalg
+from matrix_ssl.matrix.numerics.linalg import smaller_product
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
+from matrix_ssl.matrix.numerics.scaling import deviations, rescaled, unit_length
+from matrix_ssl.matrix.numerics.validation import (
     check_not_negative,
     check_positive,
     check_tensor,
@@ -33,6 +32,9 @@ from matrix_ssl.matrix.validation import (
     is_number,
     looks_at_values,
 )
+from matrix_ssl.matrix.rank import effective_rank
+from matrix_ssl.matrix.spectral_entropies import renyi_of
+from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
 SHARE = 0.95  # of the variance, for ``pca_rank``
@@ -72,7 +74,7 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
         Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, "A theory of multineuronal dimensionality, dynamics and
         measurement", bioRxiv 214262, 2017.
     """
-    gram = plain.product_of_deviations(checked_matrix(features, "features", validate))
+    gram = linalg.product_of_deviations(checked_matrix(features, "features", validate))
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     value = _spectra.ratio(trace.square(), gram.square().sum((-2, -1)))
     return value.to(full_precision(features).dtype)
@@ -232,7 +234,7 @@ def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
         raise NotPositiveDefiniteError(_LOST.format(ridge=ridge, of=f"of width {len(within)}"))
     half = torch.linalg.solve_triangular(factor, between, upper=False)
     discriminant = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    return _eigenvalues.shannon_entropy(plain.eigenvalues(discriminant)).exp()
+    return _eigenvalues.shannon_entropy(linalg.eigenvalues(discriminant)).exp()
 
 
 def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -297,7 +299,7 @@ def _level_of_rounding(eigenvalues: Tensor, features: Tensor) -> Tensor:
 
 def covariance_eigenvalues(features: Tensor) -> Tensor:
     """Eigenvalues (..., min(n, d)), ascending, in float64, of the covariance of features (..., n, d) up to a factor."""
-    gram = plain.product_of_deviations(features)
+    gram = linalg.product_of_deviations(features)
     return eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
 
 

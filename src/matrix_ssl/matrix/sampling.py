@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix.validation import check_tensor, checked_matrix
+from matrix_ssl.matrix.numerics.validation import check_tensor, checked_matrix
 
 GROUPS = 8
 LEVEL = 0.95  # of the intervals

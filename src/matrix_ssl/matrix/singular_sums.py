@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import plain
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics import linalg
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
+from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.spectral_sums import needs_vectors, power_difference
-from matrix_ssl.matrix.transforms import Parts, differentiable, once
 
 
 def entropy_of_singular_values(x: Tensor, *, squared: bool) -> Tensor:
@@ -136,14 +136,14 @@ def _weights(power: Tensor, total: Tensor, s: Tensor, support: Tensor) -> Tensor
 
 
 def _values(x: Tensor, squared: bool) -> Tensor:
-    return _roots(plain.eigenvalues(plain.smaller_product(x))) if squared else torch.linalg.svdvals(x)
+    return _roots(linalg.eigenvalues(linalg.smaller_product(x))) if squared else torch.linalg.svdvals(x)
 
 
 def _decomposition(x: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
     """U (..., m, k), σ (..., k) and Vᵀ (..., k, n), k the smaller side."""
     if not squared:
         return torch.linalg.svd(x, full_matrices=False)
-    eigenvalues, vectors = torch.linalg.eigh(plain.smaller_product(x))
+    eigenvalues, vectors = torch.linalg.eigh(linalg.smaller_product(x))
     values = _roots(eigenvalues)
     inverse = torch.where(values > 0, 1 / torch.where(values > 0, values, 1.0), 0.0).unsqueeze(-2)
     if x.shape[-1] <= x.shape[-2]:

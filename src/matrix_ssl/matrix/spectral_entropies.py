@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import plain
 from matrix_ssl.matrix._eigenvalues import zero_level
+from matrix_ssl.matrix.numerics import linalg
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of, near_one, spectral_sums
 
 
@@ -45,7 +45,7 @@ def tsallis_from_renyi(renyi: Tensor, order: float) -> Tensor:
 
 def _rank(a: Tensor, ridge: float, zeros: int) -> tuple[Tensor, Tensor]:
     """The number of eigenvalues above zero, at least one, without gradient."""
-    eigenvalues = plain.eigenvalues(a)
+    eigenvalues = linalg.eigenvalues(a)
     x = eigenvalues + ridge
     count = (x > zero_level(x, ridge)).sum(-1) + (zeros if ridge > 0 else 0)
     return count.clamp_min(1).to(a.dtype), eigenvalues

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import plain
 from matrix_ssl.matrix._eigenvalues import zero_level
-from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.transforms import Parts, differentiable, is_transformed, once
+from matrix_ssl.matrix.numerics import linalg
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, is_transformed, once
+from matrix_ssl.matrix.numerics.precision import without_autocast
 
 
 def spectral_sums(
@@ -149,7 +149,7 @@ def eigenvalues_of(a: Tensor, *, used: int) -> Tensor:
     from all others. The others matter only through their sum, so they may coincide.
     """
     if not needs_vectors(a):
-        return plain.eigenvalues(a)
+        return linalg.eigenvalues(a)
     eigenvalues: Tensor = _eigenvalues_of(a, used)[0]
     return eigenvalues
 
@@ -166,7 +166,7 @@ class _SpectralSums(Parts):
             if with_vectors:
                 eigenvalues, vectors = torch.linalg.eigh(a)
             else:
-                eigenvalues = plain.eigenvalues(a)
+                eigenvalues = linalg.eigenvalues(a)
                 vectors = eigenvalues.clone()  # not used
         x, support, scale = _scaled(eigenvalues, ridge, scaled)
         counted = torch.where(support, x, 0.0) if order < 1 else x.clamp_min(0)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 Weights = Sequence[float] | Tensor | None

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from matrix_ssl import config, distributed
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.methods._base import (
     StepOutput,
     TeacherMethod,

@@ -31,8 +31,8 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.losses import check_positive, check_rows, unit_rows
 from matrix_ssl.losses.fused import fused, nothing
 from matrix_ssl.losses.rows import pull_back
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_constant
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_constant
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, view_pairs
 
 Kernel = Literal["exponential", "sum", "concatenation"]

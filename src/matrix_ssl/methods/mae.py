@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix_ssl import config
-from matrix_ssl.matrix.precision import in_full_precision
+from matrix_ssl.matrix.numerics.precision import in_full_precision
 from matrix_ssl.methods._base import StepOutput, mean_over_processes
 from matrix_ssl.methods._masked import MaskedMethod, published_run
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, distributed, networks
 from matrix_ssl.losses import check_positive, in_full_precision, unit_rows
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.methods._base import (
     Method,
     StepOutput,

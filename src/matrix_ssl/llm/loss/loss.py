@@ -32,7 +32,7 @@ from matrix_ssl.errors import ConfigError, DataError, MatrixShapeError, MatrixTy
 from matrix_ssl.llm.loss.fused import Request, values_from_hidden, values_from_logits
 from matrix_ssl.llm.loss.positions import Positions, find_positions
 from matrix_ssl.llm.objective import DEFAULTS, Objective, check_objective
-from matrix_ssl.matrix.validation import is_mapped, looks_at_values
+from matrix_ssl.matrix.numerics.validation import is_mapped, looks_at_values
 
 Reduction = Literal["mean", "none"]
 

@@ -17,7 +17,7 @@ from matrix_ssl.llm.head import Head
 from matrix_ssl.llm.loss.forms import Squares, Term, matrix_term
 from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.objective import Objective
-from matrix_ssl.matrix.validation import looks_at_values
+from matrix_ssl.matrix.numerics.validation import looks_at_values
 
 # in nats, except the last, which is 1 where the most probable token is the target
 MEASURES = ("ce", "mce", "entropy", "correct")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matrix_ssl.errors import DataError, MatrixShapeError, MatrixTypeError
-from matrix_ssl.matrix.validation import looks_at_values
+from matrix_ssl.matrix.numerics.validation import looks_at_values
 
 
 class Positions(NamedTuple):

@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
 from matrix_ssl.matrix.comparison.rows import scaled_rows
 from matrix_ssl.matrix.kernels import centred
-from matrix_ssl.matrix.plain import product
-from matrix_ssl.matrix.precision import without_autocast
+from matrix_ssl.matrix.numerics import kernel_checks, validation
+from matrix_ssl.matrix.numerics.linalg import product
+from matrix_ssl.matrix.numerics.precision import without_autocast
 
 Estimator = Literal["biased", "unbiased"]
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import validation
-from matrix_ssl.matrix.covariances import rescaled
 from matrix_ssl.matrix.entropy import renyi_entropy_of
 from matrix_ssl.matrix.kernels import gaussian_kernel
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.scaling import rescaled
 
 VIEWS = 256  # samples that ``dime_of_views`` compares
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import validation
 from matrix_ssl.matrix.comparison import alignment, similarity_analysis
 from matrix_ssl.matrix.comparison.rows import named_representations, scaled_rows
-from matrix_ssl.matrix.covariances import deviations, largest_element
-from matrix_ssl.matrix.plain import product
-from matrix_ssl.matrix.precision import full_precision, without_autocast
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.linalg import product
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
+from matrix_ssl.matrix.numerics.scaling import deviations, largest_element
 
 _BLOCK = 1 << 22  # elements of a block of rows of the Gram matrices, over all representations
 

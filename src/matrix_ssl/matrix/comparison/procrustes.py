@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks
 from matrix_ssl.matrix.comparison.rows import scaled_rows
-from matrix_ssl.matrix.precision import full_precision, without_autocast
-from matrix_ssl.matrix.transforms import Parts, differentiable, once
+from matrix_ssl.matrix.numerics import kernel_checks
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
 
 
 def procrustes_distance(x: Tensor, y: Tensor, *, validate: bool | None = None) -> Tensor:

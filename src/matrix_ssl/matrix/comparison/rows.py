@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
-from matrix_ssl.matrix.covariances import in_range, largest_element
+from matrix_ssl.matrix.numerics import kernel_checks, validation
+from matrix_ssl.matrix.numerics.scaling import in_range, largest_element
 
 
 def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dtype | None = None) -> Tensor:

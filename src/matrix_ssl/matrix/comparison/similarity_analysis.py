@@ -5,11 +5,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import kernel_checks, validation
-from matrix_ssl.matrix.covariances import unit_length
 from matrix_ssl.matrix.kernels import square_root, squared_distances
-from matrix_ssl.matrix.precision import full_precision, without_autocast
-from matrix_ssl.matrix.transforms import Parts, differentiable
+from matrix_ssl.matrix.numerics import kernel_checks, validation
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
+from matrix_ssl.matrix.numerics.scaling import unit_length
 
 Dissimilarity = Literal["correlation", "cosine", "euclidean", "squared_euclidean"]
 Correlation = Literal["pearson", "spearman", "cosine"]

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies, validation
-from matrix_ssl.matrix.covariances import About, centre, rescaled, rows_about
-from matrix_ssl.matrix.plain import smaller_product
+from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies
+from matrix_ssl.matrix.covariances import About, centre, rows_about
+from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.numerics.linalg import smaller_product
+from matrix_ssl.matrix.numerics.scaling import rescaled
 from matrix_ssl.matrix.spectral_sums import eigenvalues_of
 
 

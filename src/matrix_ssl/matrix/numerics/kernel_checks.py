@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl import errors
-from matrix_ssl.matrix.precision import full_precision
-from matrix_ssl.matrix.validation import check_tensor, label, looks_at_values, place, tolerance
+from matrix_ssl.matrix.numerics.precision import full_precision
+from matrix_ssl.matrix.numerics.validation import check_tensor, label, looks_at_values, place, tolerance
 
 
 def check_trace(trace: Tensor, a: Tensor, name: str, validate: bool | None) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from matrix_ssl.errors import MatrixError, NotFiniteError
-from matrix_ssl.matrix import of_features, plain, vendi_score
-from matrix_ssl.matrix.covariances import rescaled, unit_length
+from matrix_ssl.matrix import of_features, vendi_score
+from matrix_ssl.matrix.numerics import linalg
+from matrix_ssl.matrix.numerics.scaling import rescaled, unit_length
 from tests.support.matrix_samples import positive, rows
 
 
@@ -13,45 +14,45 @@ from tests.support.matrix_samples import positive, rows
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_plain_tensors(shape, dtype):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    product = plain.smaller_product(x)
+    product = linalg.smaller_product(x)
     torch.testing.assert_close(product, x.mT @ x if shape[-1] <= shape[-2] else x @ x.mT)
     assert torch.equal(product, product.mT) and product.dtype == dtype
-    torch.testing.assert_close(plain.eigenvalues(product), torch.linalg.eigvalsh(product), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(linalg.eigenvalues(product), torch.linalg.eigvalsh(product), rtol=1e-4, atol=1e-5)
 
 
 def test_large_matrices_of_float32_go_to_scipy():
     x = rows(320, 310).float()
-    gram = plain.smaller_product(x)
-    values = plain.eigenvalues(gram)
-    assert values.dtype == torch.float32 and plain._scipy() is not None
+    gram = linalg.smaller_product(x)
+    values = linalg.eigenvalues(gram)
+    assert values.dtype == torch.float32 and linalg._scipy() is not None
     torch.testing.assert_close(values, torch.linalg.eigvalsh(gram), rtol=1e-4, atol=1e-4)
     gram[3, 3] = torch.nan
     with pytest.raises(torch.linalg.LinAlgError, match="infs or NaNs"):
-        plain.eigenvalues(gram)
+        linalg.eigenvalues(gram)
 
 
 @pytest.mark.parametrize("shape", [(2500, 3), (3, 2500), (2, 30, 3)])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 def test_products_of_deviations_are_in_float64(shape, mean):
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean).float()
-    result = plain.product_of_deviations(x)
+    result = linalg.product_of_deviations(x)
     centred = x.double() - x.double().mean(-2, keepdim=True)
-    expected = plain.smaller_product(centred)
-    for product in (result, plain.product_of_deviations(x.double().requires_grad_()).detach()):
+    expected = linalg.smaller_product(centred)
+    for product in (result, linalg.product_of_deviations(x.double().requires_grad_()).detach()):
         scale = product.diagonal(dim1=-2, dim2=-1).sum(-1) / expected.diagonal(dim1=-2, dim2=-1).sum(-1)
         torch.testing.assert_close(product / scale[..., None, None], expected, rtol=1e-12, atol=1e-10)
-    assert not plain.product_of_deviations(torch.full((2500, 2), 0.1)).any()
+    assert not linalg.product_of_deviations(torch.full((2500, 2), 0.1)).any()
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # of PyTorch about itself
 def test_what_is_followed_is_not_plain():
     x = rows(4, 3)
-    assert plain.is_plain(x) and not plain.is_plain(x.half()) and not plain.is_plain(x.clone().requires_grad_())
+    assert linalg.is_plain(x) and not linalg.is_plain(x.half()) and not linalg.is_plain(x.clone().requires_grad_())
     seen = []
 
     def look(a):
-        seen.append(plain.is_plain(a))
-        return plain.smaller_product(a).sum()
+        seen.append(linalg.is_plain(a))
+        return linalg.smaller_product(a).sum()
 
     torch.func.vmap(look)(x[None])
     torch.func.grad(look)(x)
@@ -59,8 +60,8 @@ def test_what_is_followed_is_not_plain():
         look(torch.autograd.forward_ad.make_dual(x, x))
     assert seen == [False] * 3
     with torch.no_grad():
-        assert plain.is_plain(x.clone().requires_grad_())
-    assert torch.compile(plain.smaller_product, fullgraph=True, backend="eager")(x).shape == (3, 3)
+        assert linalg.is_plain(x.clone().requires_grad_())
+    assert torch.compile(linalg.smaller_product, fullgraph=True, backend="eager")(x).shape == (3, 3)
 
 
 def test_values_with_and_without_a_gradient_agree():

@@ -1,4 +1,4 @@
-"""Products and eigenvalues outside autograd, by NumPy, whose BLAS computes only half of a symmetric product.
+"""Products and eigenvalues: outside autograd by NumPy, whose BLAS computes only half of a symmetric product.
 
 It computes eigenvalues in float64, from 500 columns on in half the time that PyTorch takes. NumPy converts float32 to
 float64, so large float32 matrices go to SciPy if that is installed, in two thirds of PyTorch's time.
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.covariances import deviations, rescaled
-from matrix_ssl.matrix.precision import without_autocast
-from matrix_ssl.matrix.transforms import is_transformed
+from matrix_ssl.matrix.numerics.autograd import is_transformed
+from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.numerics.scaling import deviations, rescaled
 
 _ROWS = 1024  # rows converted to float64 at a time
 _LARGE = 300  # number of columns from which SciPy's float32 eigenvalues are worth the import

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl import errors
-from matrix_ssl.matrix.precision import full_precision
+from matrix_ssl.matrix.numerics.precision import full_precision
 
 
 def looks_at_values(x: Tensor, validate: bool | None) -> bool:
