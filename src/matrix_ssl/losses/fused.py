@@ -12,8 +12,8 @@ from typing import Any, List  # noqa: UP035
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.numerics.autograd import Parts
-from matrix_ssl.matrix.numerics.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable_once
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
 from matrix_ssl.matrix.numerics.validation import is_mapped
 
 

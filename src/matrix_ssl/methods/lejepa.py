@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from matrix_ssl import config, networks
 from matrix_ssl.data.randomness import hash_integers
 from matrix_ssl.losses import check_positive, in_full_precision
-from matrix_ssl.matrix.numerics.precision import differentiable_once
+from matrix_ssl.matrix.numerics.autograd import differentiable_once
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs, global_views
 
 SLICES = 1024  # the paper's recommendation (not verified); 256 in the minimal example

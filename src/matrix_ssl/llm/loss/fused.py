@@ -19,7 +19,8 @@ from matrix_ssl.llm.loss.passes import MEASURES, one_pass
 from matrix_ssl.llm.loss.positions import Positions
 from matrix_ssl.llm.loss.products import add_outer, times_columns
 from matrix_ssl.llm.objective import Objective
-from matrix_ssl.matrix.numerics.precision import differentiable_once, full_precision, without_autocast
+from matrix_ssl.matrix.numerics.autograd import differentiable_once
+from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # w.r.t. hidden states, rows and bias; None if unneeded
 
