@@ -88,11 +88,6 @@ from matrix_ssl.matrix.kernels import (
     polynomial_kernel,
     unit_diagonal,
 )
-from matrix_ssl.matrix.logarithm import (
-    log1p_ratio,
-    log_det,
-    matrix_log,
-)
 from matrix_ssl.matrix.moments import (
     Moments,
 )
@@ -127,6 +122,7 @@ from matrix_ssl.matrix.sampling import (
     Estimate,
     estimate,
 )
+from matrix_ssl.matrix.spectra.logarithm import log1p_ratio, log_det, matrix_log
 from matrix_ssl.matrix.states import (
     holevo_information,
     jensen_renyi_divergence,

@@ -1,7 +1,7 @@
 """Ranks as functions of a spectrum (..., m) in any order, eigenvalues of a covariance or singular values of features.
 
-Zeros are treated as in ``_eigenvalues``; a spectrum of zeros has rank 1 if the rank is a ratio, and 0 if it is a
-count.
+Zeros are treated as in ``spectra.zero_eigenvalues``; a spectrum of zeros has rank 1 if the rank is a ratio, and 0 if
+it is a count.
 """
 
 import torch

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.calculus import trace_of_logarithm
 from matrix_ssl.matrix.numerics import validation
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.matrix_functions import trace_of_logarithm
 
 
 def matrix_cross_entropy(p: Tensor, q: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -63,4 +63,4 @@ def kl_of(p: Tensor, q: Tensor, ridge: float, dtype: torch.dtype) -> tuple[Tenso
     """The divergence as ``cross_entropy_of``, and the eigenvalues of p and of q."""
     cross_entropy, of_q = cross_entropy_of(p, q, ridge, dtype)
     of_p = torch.linalg.eigvalsh(p)
-    return cross_entropy - _eigenvalues.matrix_entropy(of_p, ridge, dtype), of_p, of_q
+    return cross_entropy - spectral_entropies.matrix_entropy(of_p, ridge, dtype), of_p, of_q

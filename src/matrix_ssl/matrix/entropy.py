@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues, spectral_entropies
 from matrix_ssl.matrix.numerics import validation
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.zero_eigenvalues import without_gradient_at_zero
 
 
 def matrix_entropy(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -108,7 +109,7 @@ def truncated_entropy(a: Tensor, *, k: int, validate: bool | None = None) -> Ten
     Reference: Xiong et al., "UNComp: Uncertainty-Aware Long-Context Compressor for Efficient Large Language Model
         Inference", 2024, https://arxiv.org/abs/2410.03090: truncated matrix entropy.
     """
-    return _eigenvalues.entropy_of_shares(_largest(a, k, validate))
+    return spectral_entropies.entropy_of_shares(_largest(a, k, validate))
 
 
 def low_rank_entropy(a: Tensor, *, k: int, alpha: float, validate: bool | None = None) -> Tensor:
@@ -194,9 +195,9 @@ def low_rank_of(p: Tensor, d: int, alpha: float) -> Tensor:
     """The Rényi entropy of p (..., k) and of d - k equal shares that bring the sum to one."""
     k = p.shape[-1]
     if k == d:
-        return _eigenvalues.renyi_entropy(p, alpha)
+        return spectral_entropies.renyi_entropy(p, alpha)
     rest = (1 - p.sum(-1, keepdim=True)).clamp_min(0) / (d - k)
-    return _eigenvalues.renyi_entropy(torch.cat([p, rest.expand(*rest.shape[:-1], d - k)], -1), alpha)
+    return spectral_entropies.renyi_entropy(torch.cat([p, rest.expand(*rest.shape[:-1], d - k)], -1), alpha)
 
 
 def _largest(a: Tensor, k: int, validate: bool | None) -> Tensor:
@@ -205,4 +206,4 @@ def _largest(a: Tensor, k: int, validate: bool | None) -> Tensor:
     check_number_of_eigenvalues(k, full.shape[-1])
     eigenvalues = eigenvalues_of(full, used=k)
     validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
-    return largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)
+    return largest_of(without_gradient_at_zero(eigenvalues, 0.0), k)

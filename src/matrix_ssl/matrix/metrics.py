@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
+from matrix_ssl.matrix import _spectra, ranks
 from matrix_ssl.matrix.moments import Moments, checked_rows
 from matrix_ssl.matrix.numerics.linalg import eigenvalues
 from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.numerics.scaling import rescaled, unit_length
 from matrix_ssl.matrix.numerics.validation import check_positive, check_tensor
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 if TYPE_CHECKING:
     from matrix_ssl.matrix.accumulating import Metric
@@ -87,22 +89,22 @@ class RankMe(_OfMoments):
 
     def _measure(self, moments: Moments) -> Tensor:
         squares = eigenvalues(moments.second_moment())
-        squares = torch.where(squares > _eigenvalues.zero_level(squares), squares, 0.0)
-        return _eigenvalues.shannon_entropy(squares.sqrt()).exp()
+        squares = torch.where(squares > zero_level(squares), squares, 0.0)
+        return spectral_entropies.shannon_entropy(squares.sqrt()).exp()
 
 
 class EffectiveRank(_OfMoments):
     """``of_features.effective_rank``, the effective rank of the covariance, of a stream of features."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        return _eigenvalues.shannon_entropy(_eigenvalues_of(moments)).exp()
+        return spectral_entropies.shannon_entropy(_eigenvalues_of(moments)).exp()
 
 
 class MatrixEntropy(_OfMoments):
     """``of_features.von_neumann_entropy``, that of the covariance in nats, of a stream of features."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        return _eigenvalues.shannon_entropy(_eigenvalues_of(moments))
+        return spectral_entropies.shannon_entropy(_eigenvalues_of(moments))
 
 
 class ParticipationRatio(_OfMoments):
@@ -135,9 +137,7 @@ class AlphaReQ(_OfMoments):
 
     def _measure(self, moments: Moments) -> Tensor:
         values, mean = _eigenvalues_of(moments), moments.second_moment().trace() / min(moments.count, self.width)
-        zero = torch.maximum(
-            _eigenvalues.zero_level(values), ranks.rounding_level(mean, torch.finfo(torch.float32).eps)
-        )
+        zero = torch.maximum(zero_level(values), ranks.rounding_level(mean, torch.finfo(torch.float32).eps))
         return _spectra.power_law(values, zero, first=ranks.FIRST, last=ranks.LAST)[0]
 
 

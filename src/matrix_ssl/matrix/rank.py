@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import _eigenvalues
-from matrix_ssl.matrix.logarithm import log_det_of_rows
 from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.numerics.scaling import deviations, rescaled
 from matrix_ssl.matrix.numerics.validation import check_positive, checked_matrix, checked_not_negative
-from matrix_ssl.matrix.singular_sums import entropy_of_singular_values
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.logarithm import log_det_of_rows
+from matrix_ssl.matrix.spectra.singular_value_entropy import entropy_of_singular_values
 
 
 def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -85,4 +85,4 @@ def shannon_entropy(weights: Tensor, *, validate: bool | None = None) -> Tensor:
     Raises:
         MatrixError: ``weights`` is not a tensor of real numbers, empty, not finite, or negative by more than rounding.
     """
-    return _eigenvalues.shannon_entropy(checked_not_negative(weights, "weights", validate))
+    return spectral_entropies.shannon_entropy(checked_not_negative(weights, "weights", validate))

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import _eigenvalues, _spectra, ranks
+from matrix_ssl.matrix import _spectra, ranks
 from matrix_ssl.matrix.decomposition import both_spectra
 from matrix_ssl.matrix.numerics.scaling import rescaled
 from matrix_ssl.matrix.numerics.validation import check_tensor, checked_matrix
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
 class Meaning(NamedTuple):
@@ -120,13 +122,13 @@ def report_of_spectra(
     """
     squares = singular_values.square()
     rounding = ranks.rounding_level(squares.sum() / min(samples, width), eps)
-    zero = torch.maximum(_eigenvalues.zero_level(eigenvalues), rounding)
+    zero = torch.maximum(zero_level(eigenvalues), rounding)
     alpha, _ = _spectra.power_law(eigenvalues, zero, first=ranks.FIRST, last=ranks.LAST)
     return RankReport(
         samples=samples,
         width=width,
-        rank_me=_eigenvalues.shannon_entropy(singular_values).exp().item(),
-        effective_rank=_eigenvalues.shannon_entropy(eigenvalues).exp().item(),
+        rank_me=spectral_entropies.shannon_entropy(singular_values).exp().item(),
+        effective_rank=spectral_entropies.shannon_entropy(eigenvalues).exp().item(),
         participation_ratio=_spectra.participation_ratio(eigenvalues).item(),
         stable_rank=_spectra.stable_rank(squares).item(),
         numerical_rank=_spectra.count_above(singular_values, threshold).item(),

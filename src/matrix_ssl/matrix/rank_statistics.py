@@ -11,7 +11,6 @@ from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
 from matrix_ssl.matrix import ranks
-from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.decomposition import Spectra
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
 from matrix_ssl.matrix.numerics.linalg import eigenvalues
@@ -19,6 +18,7 @@ from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.numerics.scaling import unit_length
 from matrix_ssl.matrix.rank_report import MEANINGS, RankReport, report_of_spectra
 from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, combine
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
 class RankStatistics:

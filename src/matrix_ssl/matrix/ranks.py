@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, _spectra
+from matrix_ssl.matrix import _spectra
 from matrix_ssl.matrix.covariances import centred_rows
 from matrix_ssl.matrix.numerics import linalg
 from matrix_ssl.matrix.numerics.linalg import smaller_product
@@ -33,8 +33,10 @@ from matrix_ssl.matrix.numerics.validation import (
     looks_at_values,
 )
 from matrix_ssl.matrix.rank import effective_rank
-from matrix_ssl.matrix.spectral_entropies import renyi_of
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra import spectral_entropies
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.spectral_entropies import renyi_of
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 FIRST, LAST = 4, 100  # ranks of the eigenvalues that ``alpha_req`` fits
 SHARE = 0.95  # of the variance, for ``pca_rank``
@@ -167,7 +169,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
     if not (hasattr(first, "__index__") and hasattr(last, "__index__") and 1 <= first < last):
         raise ValueError(f"The ranks must be integers, 1 ≤ first < last, got first={first!r} and last={last!r}.")
     eigenvalues = covariance_eigenvalues(checked_matrix(features, "features", validate))
-    zero = torch.maximum(_eigenvalues.zero_level(eigenvalues), _level_of_rounding(eigenvalues, features))
+    zero = torch.maximum(zero_level(eigenvalues), _level_of_rounding(eigenvalues, features))
     alpha, fitted = _spectra.power_law(eigenvalues, zero, first=first, last=last)
     if looks_at_values(features, validate) and (fitted < 2).any():
         raise MatrixError(
@@ -234,7 +236,7 @@ def lidar_of(between: Tensor, within: Tensor, ridge: float) -> Tensor:
         raise NotPositiveDefiniteError(_LOST.format(ridge=ridge, of=f"of width {len(within)}"))
     half = torch.linalg.solve_triangular(factor, between, upper=False)
     discriminant = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    return _eigenvalues.shannon_entropy(linalg.eigenvalues(discriminant)).exp()
+    return spectral_entropies.shannon_entropy(linalg.eigenvalues(discriminant)).exp()
 
 
 def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:

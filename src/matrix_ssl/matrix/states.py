@@ -11,7 +11,7 @@ from torch import Tensor
 
 from matrix_ssl.matrix.entropy import renyi_entropy_of
 from matrix_ssl.matrix.numerics import kernel_checks, validation
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
 
 Weights = Sequence[float] | Tensor | None
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from matrix_ssl import config, networks
 from matrix_ssl.losses import check_not_negative, check_positive, check_rows, in_full_precision, unit_rows
-from matrix_ssl.matrix.calculus import log_determinant
 from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.spectra.matrix_functions import log_determinant
 from matrix_ssl.methods._base import Method, StepOutput, gather_outputs
 
 INVARIANCE_WEIGHT = 250.0  # the code's README, for CIFAR-10; 1000 for CIFAR-100, 2000 for ImageNet

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from matrix_ssl.llm.head import Head
 from matrix_ssl.llm.objective import Objective
-from matrix_ssl.matrix.calculus import log_difference
 from matrix_ssl.matrix.numerics.validation import looks_at_values
+from matrix_ssl.matrix.spectra.divided_differences import log_difference
 
 
 class Term(NamedTuple):

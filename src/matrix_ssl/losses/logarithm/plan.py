@@ -9,7 +9,7 @@ from torch import Tensor
 
 from matrix_ssl.losses.logarithm import Form, quadrature, series
 from matrix_ssl.losses.rows import symmetric_product
-from matrix_ssl.matrix.calculus import log1p_ratio_difference, log1p_ratio_value, log_difference
+from matrix_ssl.matrix.spectra.divided_differences import log1p_ratio_difference, log1p_ratio_value, log_difference
 
 _EIGH_COST = 9.5  # in matrix products of the same size, measured on a CPU in float32 at 512 to 2048
 _LONGEST_SERIES = 40  # beyond this degree a polynomial loses digits of float32

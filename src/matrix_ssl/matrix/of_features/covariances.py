@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import NotPositiveDefiniteError
-from matrix_ssl.matrix import _eigenvalues, entropy, logarithm, spectral_entropies
+from matrix_ssl.matrix import entropy
 from matrix_ssl.matrix.covariances import About, centre, rows_about
 from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.numerics.scaling import rescaled
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra import logarithm, spectral_entropies
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.zero_eigenvalues import without_gradient_at_zero
 
 
 def matrix_entropy(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validate: bool | None = None) -> Tensor:
@@ -56,7 +58,7 @@ def min_entropy(x: Tensor, *, ridge: float = 0.0, about: About = "mean", validat
 
 def truncated_entropy(x: Tensor, *, k: int, about: About = "mean", validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.truncated_entropy`` of the covariance of x (..., n, d); k from 1 to d: (...), in nats."""
-    return _eigenvalues.entropy_of_shares(_largest(x, k, about, validate))
+    return spectral_entropies.entropy_of_shares(_largest(x, k, about, validate))
 
 
 def low_rank_entropy(x: Tensor, *, k: int, alpha: float, about: About = "mean", validate: bool | None = None) -> Tensor:
@@ -116,4 +118,4 @@ def _largest(x: Tensor, k: int, about: About, validate: bool | None) -> Tensor:
     eigenvalues = torch.nn.functional.pad(
         eigenvalues_of(gram, used=min(k, gram.shape[-1])), (zeros, 0)
     )  # which are in ascending order
-    return entropy.largest_of(_eigenvalues.without_gradient_at_zero(eigenvalues, 0.0), k)
+    return entropy.largest_of(without_gradient_at_zero(eigenvalues, 0.0), k)

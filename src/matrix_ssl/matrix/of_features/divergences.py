@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import divergence, logarithm, spectral_entropies, states
-from matrix_ssl.matrix.calculus import log_difference, spectral_function
+from matrix_ssl.matrix import divergence, states
 from matrix_ssl.matrix.comparison.rows import named_representations
 from matrix_ssl.matrix.covariances import About, rows_about
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
@@ -18,7 +17,10 @@ from matrix_ssl.matrix.numerics.linalg import product, smaller_product
 from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.numerics.scaling import rescaled, unit_length
 from matrix_ssl.matrix.of_features.kernels import two_unit_rows
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra import logarithm, spectral_entropies
+from matrix_ssl.matrix.spectra.divided_differences import log_difference
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.matrix_functions import spectral_function
 
 
 def matrix_cross_entropy(

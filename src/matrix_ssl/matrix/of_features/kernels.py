@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from matrix_ssl.matrix import information, spectral_entropies
+from matrix_ssl.matrix import information
 from matrix_ssl.matrix.diversity import root_weights
 from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
 from matrix_ssl.matrix.kernels import unit_rows
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.numerics.linalg import product, smaller_product
 from matrix_ssl.matrix.numerics.scaling import unit_length
+from matrix_ssl.matrix.spectra import spectral_entropies
 
 
 def gram_entropy(x: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:

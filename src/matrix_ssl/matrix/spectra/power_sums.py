@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.numerics import linalg
-from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, is_transformed, once
+from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
 from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.spectra.divided_differences import power_difference
+from matrix_ssl.matrix.spectra.eigenvalues import needs_vectors
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
-def spectral_sums(
+def power_sums(
     a: Tensor, order: float, ridge: float, *, zeros: int = 0, scaled: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ h(x) and Σ x over x = (λ + ridge) / c, and the eigenvalues λ of ``a`` (..., d, d) without gradient.
@@ -27,7 +29,7 @@ def spectral_sums(
     (x^order - x) / (1 - order), and -x log x in the limit; otherwise h(x) = x^order. Where x counts as zero
     (``zero_level``), h has the value at max(x, 0), but zero below order one, and no slope up to order one.
     """
-    sums = _spectral_sums if (followed := needs_vectors(a)) else _SpectralSums.forward
+    sums = _power_sums if (followed := needs_vectors(a)) else _PowerSums.forward
     power, total, eigenvalues, _, _, scale = sums(a, order, ridge, scaled, followed)
     if zeros and ridge > 0:
         x = ridge / scale.squeeze(-1)
@@ -35,131 +37,12 @@ def spectral_sums(
     return power, total, eigenvalues
 
 
-def needs_vectors(a: Tensor) -> bool:
-    """Whether a derivative with respect to ``a`` may be requested."""
-    if torch.compiler.is_compiling() or is_transformed(a):
-        return True
-    return (torch.is_grad_enabled() and a.requires_grad) or torch.autograd.forward_ad.unpack_dual(a).tangent is not None
-
-
-class Eigenvalues(Parts):
-    """Eigenvalues in ascending order, for functions of the ``used`` largest ones and of the sum of all."""
-
-    @staticmethod
-    def forward(a: Tensor, used: int) -> tuple[Tensor, Tensor]:
-        with without_autocast(a):
-            eigenvalues, vectors = torch.linalg.eigh(a)
-        return eigenvalues, vectors
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        a, ctx.used = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(a, output[0].detach(), output[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None]:
-        return _weighted(gradient, *ctx.saved_tensors, ctx.used), None
-
-
-_eigenvalues_of = differentiable(Eigenvalues)
-
-
-class Weighted(Parts):
-    """V diag(w) Vᵀ, the derivative of eigenvalues along weights w (..., d)."""
-
-    @staticmethod
-    def forward(weights: Tensor, a: Tensor, values: Tensor, vectors: Tensor, used: int) -> Tensor:
-        return _rotated(torch.diag_embed(weights), vectors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.used = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        weights, a, *spectrum = ctx.saved_tensors
-        guarded = [once("A gradient of eigenvalues", x, x) for x in (weights, a)]
-        return *_moved(gradient, *guarded, *spectrum, ctx.used), *(None,) * 3
-
-
-_weighted = differentiable(Weighted)
-
-
-class Moved(Parts):
-    """The derivatives of ``Weighted`` by weights and matrix, applied to a gradient and differentiable only in it."""
-
-    @staticmethod
-    def forward(gradient: Tensor, weights: Tensor, a: Tensor, values: Tensor, vectors: Tensor, used: int
-                ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        inner = _rotated(gradient, vectors.mT)
-        moved = _rotated(_apart(weights, values, used) * (inner + inner.mT) / 2, vectors)
-        return inner.diagonal(dim1=-2, dim2=-1).clone(), moved
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.used = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, by_weights: Tensor, by_matrix: Tensor) -> tuple[Any, ...]:
-        _, weights, a, values, vectors = ctx.saved_tensors
-        with torch.no_grad():
-            inner = _rotated(by_matrix, vectors.mT)
-            inner = _apart(weights, values, ctx.used) * (inner + inner.mT) / 2 + torch.diag_embed(by_weights)
-            slope = _rotated(inner, vectors)
-        return once("A gradient of eigenvalues", slope, weights, a, by_weights, by_matrix), *(None,) * 5
-
-
-_moved = differentiable(Moved)
-
-
-def _rotated(a: Tensor, vectors: Tensor) -> Tensor:
-    """V A Vᵀ."""
-    with without_autocast(vectors):
-        return vectors @ a @ vectors.mT
-
-
-def _apart(weights: Tensor, values: Tensor, used: int) -> Tensor:
-    """(w_i - w_j) / (λ_i - λ_j) of all pairs, and zero on the diagonal and where neither is among the ``used`` largest.
-
-    Where two coincide it is undefined: an error, or NaN where values cannot be read.
-    """
-    d = values.shape[-1]
-    gap = values.unsqueeze(-1) - values.unsqueeze(-2)
-    level = 4 * d**0.5 * torch.finfo(values.dtype).eps * values.abs().amax(-1)[..., None, None]
-    single = torch.arange(d, device=values.device) >= d - used
-    counted = single.unsqueeze(-1) | single.unsqueeze(-2)
-    counted = counted & ~torch.eye(d, dtype=torch.bool, device=values.device)
-    close = counted & (gap.abs() <= level)
-    if not torch.compiler.is_compiling() and not is_transformed(close) and close.any():
-        raise RuntimeError(
-            "A function of single eigenvalues can be differentiated once where they coincide: its second derivative "
-            "is not defined there."
-        )
-    ratio = (weights.unsqueeze(-1) - weights.unsqueeze(-2)) / torch.where(counted & ~close, gap, 1.0)
-    return torch.where(close, torch.nan, torch.where(counted, ratio, 0.0))
-
-
-def eigenvalues_of(a: Tensor, *, used: int) -> Tensor:
-    """Eigenvalues (..., d) of a symmetric matrix in ascending order, for functions of the largest and of their sum.
-
-    They can be differentiated twice where the ``used`` largest ones, on which a function depends individually, differ
-    from all others. The others matter only through their sum, so they may coincide.
-    """
-    if not needs_vectors(a):
-        return linalg.eigenvalues(a)
-    eigenvalues: Tensor = _eigenvalues_of(a, used)[0]
-    return eigenvalues
-
-
 def near_one(order: float) -> bool:
-    """Whether ``spectral_sums`` subtracts the sum of eigenvalues, which keeps all digits around order one."""
+    """Whether ``power_sums`` subtracts the sum of eigenvalues, which keeps all digits around order one."""
     return abs(order - 1) < 0.25
 
 
-class _SpectralSums(Parts):
+class _PowerSums(Parts):
     @staticmethod
     def forward(a: Tensor, order: float, ridge: float, scaled: bool, with_vectors: bool) -> tuple[Tensor, ...]:
         with without_autocast(a):
@@ -196,7 +79,7 @@ class _SpectralSums(Parts):
         return *((slope * tangent).sum((-2, -1)) for slope in slopes), None, None, None, None
 
 
-_spectral_sums = differentiable(_SpectralSums)
+_power_sums = differentiable(_PowerSums)
 
 
 class _Slope(Parts):
@@ -310,24 +193,3 @@ def _differences(eigenvalues: Tensor, support: Tensor, scale: Tensor, order: flo
         counted = support.unsqueeze(-1) | support.unsqueeze(-2)
         counted = counted | (support.any(-1)[..., None, None] & (order >= 2))
     return torch.where(counted, difference, 0.0) / scale.unsqueeze(-1).square()
-
-
-def power_difference(a: Tensor, b: Tensor, exponent: float) -> Tensor:
-    """(a^e - b^e) / (e (a - b)) of numbers not below zero, without cancellation; (log a - log b) / (a - b) at e = 0.
-
-    With m the larger one and t = log of the ratio, at most 0, it is m^(e-1) · expm1(e t) / (e expm1(t)). Where both are
-    zero it is the limit for equal ones, and 0 where that is infinite.
-    """
-    large, small = torch.maximum(a, b), torch.minimum(a, b)
-    inside = small > 0
-    safe = torch.where(large > 0, large, 1.0)
-    y = torch.where(inside, (small - large) / (small + large), 0.0)
-    t = 2 * torch.atanh(y)
-    apart = t < 0
-    log = torch.where(apart, t, -1.0)
-    ratio = (log if exponent == 0 else torch.expm1(exponent * log) / exponent) / torch.expm1(log)
-    value = safe.pow(exponent - 1) * torch.where(apart, ratio, 1.0)
-    if exponent <= 0:
-        return torch.where(inside, value, 0.0)
-    at_one_zero = torch.where(large > 0, safe.pow(exponent - 1) / exponent, float(exponent == 1))
-    return torch.where(inside, value, at_one_zero)

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import calculus
-from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.numerics.linalg import smaller_product
-from matrix_ssl.matrix.spectral_sums import eigenvalues_of
+from matrix_ssl.matrix.spectra.divided_differences import log1p_ratio_difference, log1p_ratio_value, log_difference
+from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
+from matrix_ssl.matrix.spectra.matrix_functions import log_determinant, log_determinant_and_factor, spectral_function
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
 def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> Tensor:
@@ -27,8 +28,8 @@ def matrix_log(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -
     """
     validation.check_ridge(ridge)
     full = validation.checked_symmetric(a, "a", validate)
-    value, eigenvalues, _ = calculus.spectral_function(
-        full.double(), lambda x: (x + ridge).log(), lambda x, y: calculus.log_difference(x + ridge, y + ridge)
+    value, eigenvalues, _ = spectral_function(
+        full.double(), lambda x: (x + ridge).log(), lambda x, y: log_difference(x + ridge, y + ridge)
     )
     if validation.looks_at_values(a, validate):
         shifted = eigenvalues + ridge
@@ -53,8 +54,8 @@ def log1p_ratio(a: Tensor, scale: float, *, validate: bool | None = None) -> Ten
     validation.check_constant(scale=scale)
     validation.check_positive(scale=scale)
     full = validation.checked_symmetric(a, "a", validate)
-    value, eigenvalues, _ = calculus.spectral_function(
-        full, lambda x: calculus.log1p_ratio_value(x, scale), lambda x, y: calculus.log1p_ratio_difference(x, y, scale)
+    value, eigenvalues, _ = spectral_function(
+        full, lambda x: log1p_ratio_value(x, scale), lambda x, y: log1p_ratio_difference(x, y, scale)
     )
     validation.check_positive_semidefinite(eigenvalues, a, "a", validate)
     return value
@@ -74,7 +75,7 @@ def log_det(a: Tensor, *, ridge: float = 0.0, validate: bool | None = None) -> T
 def log_det_of(full: Tensor, ridge: float, name: str, look: bool) -> Tensor:
     """log det of a matrix in full precision plus ridge·I; ``look`` says whether to raise where it is not defined."""
     full = full + ridge * torch.eye(full.shape[-1], dtype=full.dtype, device=full.device)
-    value, factor = calculus.log_determinant_and_factor(full)
+    value, factor = log_determinant_and_factor(full)
     if look:
         bad = value.isnan()
         if ridge == 0:  # rounding can leave a singular matrix with a factor
@@ -111,7 +112,7 @@ def log_det_of_rows(rows: Tensor, factor: float, shift: float, x: Tensor, name: 
         return log_det_of_rows(rows.double(), factor, shift, x, name, validate).to(rows.dtype)
     gram = smaller_product(rows) * factor
     validation.check_representable(gram, x, name, validate)
-    value = calculus.log_determinant(gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+    value = log_determinant(gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
     if not look:
         return value
     lost = value.isnan()

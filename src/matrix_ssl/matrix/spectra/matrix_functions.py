@@ -1,4 +1,4 @@
-"""Functions of a symmetric matrix by its eigenvalues, and the divided differences that differentiate them.
+"""Functions of a symmetric matrix by its eigenvalues, differentiated by divided differences.
 
 The backward pass of ``eigh`` divides by differences of eigenvalues and gives NaN where two coincide, which is where a
 uniformity loss leads; the divided difference of the scalar function (Daleckii and Krein, 1965) stays finite there.
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
 from matrix_ssl.matrix.numerics.precision import without_autocast
+from matrix_ssl.matrix.spectra.divided_differences import log_difference
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 DividedDifference = Callable[[Tensor, Tensor], Tensor]
 
@@ -152,35 +153,3 @@ class Inverse(Parts):
 
 
 inverse_of = differentiable(Inverse)
-
-
-def log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """(log a - log b) / (a - b), as 2/(a+b) · atanh(y)/y with y = (a-b)/(a+b): no cancellation where a ≈ b."""
-    y = (a - b) / (a + b)
-    ratio = torch.where(y == 0, 1.0, torch.atanh(y) / torch.where(y == 0, 1.0, y))
-    return 2 / (a + b) * ratio
-
-
-def log1p_ratio_value(x: Tensor, scale: float) -> Tensor:
-    """ψ(x) = log(1 + x / scale) / x, for each eigenvalue."""
-    x = x.clamp_min(0)  # rounding can leave a zero eigenvalue below zero
-    return torch.where(x == 0, 1 / scale, torch.log1p(x / scale) / torch.where(x == 0, 1.0, x))
-
-
-def log1p_ratio_difference(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """(ψ(a) - ψ(b)) / (a - b).
-
-    With L(x) = xψ(x) = log(1 + x/scale), ψ[a, b] = (L[a, b] - ψ(a)) / b. Taking b as the larger one, the subtraction
-    loses at most a factor 2·scale/b; below b = scale/20 the power series of ψ is summed instead, whose twelve terms
-    leave 20⁻¹² ≈ 2e-16.
-    """
-    small, large = torch.minimum(a, b).clamp_min(0), torch.maximum(a, b).clamp_min(0)
-    direct = log_difference(small + scale, large + scale) - log1p_ratio_value(small, scale)
-    direct = direct / torch.where(large == 0, 1.0, large)
-    u, v = small / scale, large / scale
-    power, inner, series = torch.ones_like(u), torch.zeros_like(u), torch.zeros_like(u)
-    for k in range(1, 13):
-        inner = power + v * inner  # Σ_{j<k} uʲ v^(k-1-j)
-        power = power * u
-        series = series + (-1) ** k / (k + 1) * inner
-    return torch.where(v < 0.05, series / scale**2, direct)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix._eigenvalues import zero_level
 from matrix_ssl.matrix.numerics import linalg
 from matrix_ssl.matrix.numerics.autograd import Parts, differentiable, once
 from matrix_ssl.matrix.numerics.precision import without_autocast
-from matrix_ssl.matrix.spectral_sums import needs_vectors, power_difference
+from matrix_ssl.matrix.spectra.divided_differences import power_difference
+from matrix_ssl.matrix.spectra.eigenvalues import needs_vectors
+from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
 def entropy_of_singular_values(x: Tensor, *, squared: bool) -> Tensor:
