@@ -48,32 +48,29 @@ from matrix_ssl.matrix.covariances import (
     cross_covariance,
     second_moment,
 )
-from matrix_ssl.matrix.divergence import (
-    matrix_cross_entropy,
-    matrix_kl,
-)
-from matrix_ssl.matrix.diversity import (
-    vendi_score,
-)
-from matrix_ssl.matrix.entropy import (
-    low_rank_entropy,
-    matrix_entropy,
-    min_entropy,
-    renyi_entropy,
-    truncated_entropy,
-    tsallis_entropy,
-    von_neumann_entropy,
-)
 from matrix_ssl.matrix.information import (
     conditional_entropy,
     dual_total_correlation,
     entropy_difference_ratio,
+    holevo_information,
     interaction_information,
+    jensen_renyi_divergence,
     joint_entropy,
+    low_rank_entropy,
+    matrix_cross_entropy,
+    matrix_entropy,
+    matrix_kl,
     matrix_mutual_information_ratio,
+    min_entropy,
     mutual_information,
     normalised_mutual_information,
+    renyi_entropy,
+    schatten_divergence,
     total_correlation,
+    truncated_entropy,
+    tsallis_entropy,
+    vendi_score,
+    von_neumann_entropy,
 )
 from matrix_ssl.matrix.kernels import (
     angular_kernel,
@@ -86,14 +83,12 @@ from matrix_ssl.matrix.kernels import (
     linear_kernel,
     normalised_gram,
     polynomial_kernel,
+    random_feature_error,
+    random_fourier_features,
     unit_diagonal,
 )
 from matrix_ssl.matrix.moments import (
     Moments,
-)
-from matrix_ssl.matrix.random_features import (
-    random_feature_error,
-    random_fourier_features,
 )
 from matrix_ssl.matrix.rank import (
     coding_rate,
@@ -122,11 +117,10 @@ from matrix_ssl.matrix.sampling import (
     Estimate,
     estimate,
 )
-from matrix_ssl.matrix.spectra.logarithm import log1p_ratio, log_det, matrix_log
-from matrix_ssl.matrix.states import (
-    holevo_information,
-    jensen_renyi_divergence,
-    schatten_divergence,
+from matrix_ssl.matrix.spectra.logarithm import (
+    log1p_ratio,
+    log_det,
+    matrix_log,
 )
 
 __all__ = [

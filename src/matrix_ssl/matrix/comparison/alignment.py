@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.matrix.comparison.rows import scaled_rows
-from matrix_ssl.matrix.kernels import centred
+from matrix_ssl.matrix.kernels.gram import centred
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.numerics.linalg import product
 from matrix_ssl.matrix.numerics.precision import without_autocast

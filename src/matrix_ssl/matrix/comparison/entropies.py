@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.entropy import renyi_entropy_of
-from matrix_ssl.matrix.kernels import gaussian_kernel
+from matrix_ssl.matrix.information.entropy import renyi_entropy_of
+from matrix_ssl.matrix.kernels.pairwise import gaussian_kernel
 from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.numerics.scaling import rescaled
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.kernels import square_root, squared_distances
+from matrix_ssl.matrix.kernels.pairwise import square_root, squared_distances
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.numerics.autograd import Parts, differentiable
 from matrix_ssl.matrix.numerics.precision import full_precision, without_autocast

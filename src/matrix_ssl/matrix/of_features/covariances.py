@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import NotPositiveDefiniteError
-from matrix_ssl.matrix import entropy
 from matrix_ssl.matrix.covariances import About, centre, rows_about
+from matrix_ssl.matrix.information import entropy
 from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.numerics.scaling import rescaled

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix import divergence, states
 from matrix_ssl.matrix.comparison.rows import named_representations
 from matrix_ssl.matrix.covariances import About, rows_about
-from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
+from matrix_ssl.matrix.information import density_matrices, divergence
+from matrix_ssl.matrix.information.entropy import collision_entropy, norm_and_trace
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.numerics.linalg import product, smaller_product
 from matrix_ssl.matrix.numerics.precision import without_autocast
@@ -116,7 +116,7 @@ def gram_kl_matrix(
 def jensen_renyi_divergence(
     *features: Tensor,
     alpha: float,
-    weights: states.Weights = None,
+    weights: density_matrices.Weights = None,
     about: About = "mean",
     validate: bool | None = None,
 ) -> Tensor:
@@ -128,7 +128,7 @@ def jensen_renyi_divergence(
     if len(features) < 2:
         raise ValueError(f"At least 2 sets of features are needed, got {len(features)}.")
     names = [f"features {number}" for number in range(1, len(features) + 1)]
-    w = states.mixture_weights(weights, len(features))
+    w = density_matrices.mixture_weights(weights, len(features))
     parts = []
     for x, name in zip(features, names, strict=True):
         rows = rescaled(rows_about(x, name, about, validate))
@@ -146,7 +146,7 @@ def jensen_renyi_divergence(
 
 
 def holevo_information(
-    *features: Tensor, weights: states.Weights = None, about: About = "mean", validate: bool | None = None
+    *features: Tensor, weights: density_matrices.Weights = None, about: About = "mean", validate: bool | None = None
 ) -> Tensor:
     """``matrix_ssl.matrix.holevo_information`` of the covariances of features; see ``jensen_renyi_divergence``."""
     return jensen_renyi_divergence(*features, alpha=1.0, weights=weights, about=about, validate=validate)
@@ -162,7 +162,7 @@ def schatten_divergence(
     a, b = _two_rows(x, y, 0.0, about, validate)
     for rows, features, name in ((a, x, "x"), (b, y, "y")):
         kernel_checks.check_trace(_trace(rows), features, f"covariance of {name}", validate)
-    return states.schatten_divergence(product(a), product(b), order=order, validate=validate)
+    return density_matrices.schatten_divergence(product(a), product(b), order=order, validate=validate)
 
 
 def _cross_entropy(a: Tensor, b: Tensor, ridge: float) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from matrix_ssl.matrix import information
-from matrix_ssl.matrix.diversity import root_weights
-from matrix_ssl.matrix.entropy import collision_entropy, norm_and_trace
-from matrix_ssl.matrix.kernels import unit_rows
+from matrix_ssl.matrix.information import joint_entropies
+from matrix_ssl.matrix.information.diversity import root_weights
+from matrix_ssl.matrix.information.entropy import collision_entropy, norm_and_trace
+from matrix_ssl.matrix.kernels.pairwise import unit_rows
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.numerics.linalg import product, smaller_product
 from matrix_ssl.matrix.numerics.scaling import unit_length
@@ -39,7 +39,7 @@ def conditional_entropy(
     x: Tensor, given: Tensor | Sequence[Tensor], *, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
     """``matrix_ssl.matrix.conditional_entropy`` of the linear kernels of x and others; see ``joint_entropy``."""
-    conditions, names = information.conditions_of(given)
+    conditions, names = joint_entropies.conditions_of(given)
     entropy = _entropies((x, *conditions), alpha, validate, ["x", *names])
     known = tuple(range(1, len(conditions) + 1))
     return entropy(0, *known) - entropy(*known)
@@ -47,14 +47,14 @@ def conditional_entropy(
 
 def mutual_information(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.mutual_information`` of the linear kernels of x and y; see ``joint_entropy``."""
-    return information.mutual_information_of(_entropies((x, y), alpha, validate))
+    return joint_entropies.mutual_information_of(_entropies((x, y), alpha, validate))
 
 
 def normalised_mutual_information(
-    x: Tensor, y: Tensor, *, by: information.Normaliser, alpha: float = 1.0, validate: bool | None = None
+    x: Tensor, y: Tensor, *, by: joint_entropies.Normaliser, alpha: float = 1.0, validate: bool | None = None
 ) -> Tensor:
     """``matrix_ssl.matrix.normalised_mutual_information`` of the linear kernels of x and y; see ``joint_entropy``."""
-    return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), by)
+    return joint_entropies.normalised_mutual_information_of(_entropies((x, y), alpha, validate), by)
 
 
 def matrix_mutual_information_ratio(
@@ -64,7 +64,7 @@ def matrix_mutual_information_ratio(
 
     x and y are the two branches of a method, or features (n, d) and the classifier's rows for their classes (n, d).
     """
-    return information.normalised_mutual_information_of(_entropies((x, y), alpha, validate), "min")
+    return joint_entropies.normalised_mutual_information_of(_entropies((x, y), alpha, validate), "min")
 
 
 def entropy_difference_ratio(x: Tensor, y: Tensor, *, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
@@ -73,22 +73,22 @@ def entropy_difference_ratio(x: Tensor, y: Tensor, *, alpha: float = 1.0, valida
     They may have different numbers of rows and columns.
     """
     first, second = (_entropies((z,), alpha, validate, [name])(0) for z, name in ((x, "x"), (y, "y")))
-    return information.entropy_difference_ratio_of(first, second)
+    return joint_entropies.entropy_difference_ratio_of(first, second)
 
 
 def total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.total_correlation`` of the linear kernels of features; see ``joint_entropy``."""
-    return information.total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
+    return joint_entropies.total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
 def dual_total_correlation(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.dual_total_correlation`` of the linear kernels of features; see ``joint_entropy``."""
-    return information.dual_total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
+    return joint_entropies.dual_total_correlation_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
 def interaction_information(*features: Tensor, alpha: float = 1.0, validate: bool | None = None) -> Tensor:
     """``matrix_ssl.matrix.interaction_information`` of the linear kernels of features; see ``joint_entropy``."""
-    return information.interaction_information_of(_entropies(features, alpha, validate, least=2), len(features))
+    return joint_entropies.interaction_information_of(_entropies(features, alpha, validate, least=2), len(features))
 
 
 def vendi_score(
@@ -114,7 +114,7 @@ def two_unit_rows(x: Tensor, y: Tensor, validate: bool | None) -> tuple[Tensor, 
 
 def _entropies(
     features: Sequence[Tensor], alpha: float, validate: bool | None, names: Sequence[str] = (), *, least: int = 1
-) -> information.Entropies:
+) -> joint_entropies.Entropies:
     """The joint entropies of the linear kernels by their numbers, each computed once; checks all arguments."""
     validation.check_entropy_order(alpha)
     if len(features) < least:
@@ -124,7 +124,7 @@ def _entropies(
     for (first, name), (second, other) in itertools.combinations(zip(features, names, strict=True), 2):
         kernel_checks.check_same_samples(first, second, f"{name} and {other}")
 
-    return information.Entropies(functools.partial(_joint, rows, {}, alpha))
+    return joint_entropies.Entropies(functools.partial(_joint, rows, {}, alpha))
 
 
 def _joint(rows: Sequence[Tensor], grams: dict[int, Tensor], alpha: float, numbers: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,6 @@
 
 The backward pass of ``eigh`` divides by differences of eigenvalues and gives NaN where two coincide, which is where a
 uniformity loss leads; the divided difference of the scalar function (Daleckii and Krein, 1965) stays finite there.
-Traces of functions need only the eigenvalues, whose derivative has no such division: they go through ``eigvalsh``.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.information.entropy import renyi_entropy_of
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 
 

@@ -29,7 +29,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.information.entropy import renyi_entropy_of
 from matrix_ssl.matrix.numerics import validation
 from matrix_ssl.matrix.numerics.scaling import rescaled
 

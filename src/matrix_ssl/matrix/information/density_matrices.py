@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from matrix_ssl.matrix.entropy import renyi_entropy_of
+from matrix_ssl.matrix.information.entropy import renyi_entropy_of
 from matrix_ssl.matrix.numerics import kernel_checks, validation
 from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
 
