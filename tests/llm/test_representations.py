@@ -9,7 +9,7 @@ import torch
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotFiniteError
 from matrix_ssl.llm.diagnose.measures import TokenStatistics, curvature, diff_erank, erank, matrix_nuclear_norm
 from matrix_ssl.matrix import lidar, matrix_entropy
-from matrix_ssl.matrix.comparison.entropies import VIEWS
+from matrix_ssl.matrix.comparison.dime import VIEWS
 from matrix_ssl.training.diagnostics import describe
 
 

@@ -29,7 +29,7 @@ from matrix_ssl.data.views.augment import Keys
 from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy
-from matrix_ssl.matrix.comparison.entropies import VIEWS, dime_of_views
+from matrix_ssl.matrix.comparison.dime import VIEWS, dime_of_views
 from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.ranks import RIDGE, lidar_of
 

@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError
 from matrix_ssl.matrix import lidar, von_neumann_entropy
-from matrix_ssl.matrix.comparison.entropies import VIEWS, dime_of_views
+from matrix_ssl.matrix.comparison.dime import VIEWS, dime_of_views
 from matrix_ssl.matrix.numerics.linalg import product, smaller_product
 from matrix_ssl.matrix.numerics.precision import full_precision
 from matrix_ssl.matrix.numerics.validation import checked_matrix, looks_at_values, tolerance

@@ -9,7 +9,7 @@ Numerics, checks and errors are those of ``matrix_ssl.matrix``.
 
 from matrix_ssl.matrix.comparison.alignment import cka, linear_cka
 from matrix_ssl.matrix.comparison.canonical import canonical_correlations, cca, pwcca, svcca
-from matrix_ssl.matrix.comparison.entropies import difference_of_entropies
+from matrix_ssl.matrix.comparison.dime import difference_of_entropies
 from matrix_ssl.matrix.comparison.matrices import CKAStatistics, linear_cka_matrix, rsa_matrix
 from matrix_ssl.matrix.comparison.procrustes import procrustes_distance
 from matrix_ssl.matrix.comparison.similarity_analysis import rsa

@@ -13,7 +13,7 @@ import torch
 from matrix_ssl import matrix
 from matrix_ssl.errors import MatrixError, MatrixShapeError
 from matrix_ssl.evaluate.similarities import similarities
-from tests.matrix.test_features import LargestTensor
+from tests.matrix.of_features.test_features import LargestTensor
 from tests.support.matrix_samples import quick_gradcheck, quick_gradgradcheck, rows
 from tests.support.quick import some
 
