@@ -17,8 +17,9 @@ from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.evaluate.feature_rows import rows_of
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.evaluate.measure import choose, compare_rows, measure_rows
-from matrix_ssl.matrix import of_features, rank_statistics
+from matrix_ssl.matrix import of_features
 from matrix_ssl.matrix.numerics import linalg
+from matrix_ssl.matrix.ranks import statistics
 from matrix_ssl.runs.checkpoint import list_checkpoints
 from tests.support.encoder_runs import make_run
 from tests.support.matrix_samples import rows
@@ -51,7 +52,7 @@ def test_ranks_and_spectrum():
 def test_every_matrix_is_decomposed_once(monkeypatch):
     """Two matrices of all samples, of eight leaving one group out, of two halves and of four quarters."""
     calls = []
-    monkeypatch.setattr(rank_statistics, "eigenvalues", lambda a: calls.append(a) or linalg.eigenvalues(a))
+    monkeypatch.setattr(statistics, "eigenvalues", lambda a: calls.append(a) or linalg.eigenvalues(a))
     measure_rows(rows_of(X, "x"))
     assert len(calls) == 2 * (1 + 8 + 2 + 4)
 

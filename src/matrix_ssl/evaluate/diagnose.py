@@ -31,7 +31,7 @@ from matrix_ssl.evaluate.blocks import BlockOutputs
 from matrix_ssl.matrix import Moments, RankStatistics, von_neumann_entropy
 from matrix_ssl.matrix.comparison.dime import VIEWS, dime_of_views
 from matrix_ssl.matrix.numerics.linalg import smaller_product
-from matrix_ssl.matrix.ranks import RIDGE, lidar_of
+from matrix_ssl.matrix.ranks.measures import RIDGE, lidar_of
 
 MEASURES = (
     "matrix_entropy", "normalised_matrix_entropy", "effective_rank", "participation_ratio", "rank_me", "token_entropy",

@@ -14,8 +14,8 @@ from matrix_ssl.errors import DataError
 from matrix_ssl.evaluate.feature_rows import FeatureRows
 from matrix_ssl.evaluate.similarities import SIMILARITIES, rank_correlation, similarities
 from matrix_ssl.matrix import Moments, RankStatistics, of_features
-from matrix_ssl.matrix.rank_report import MEANINGS
-from matrix_ssl.matrix.sampling import GROUPS
+from matrix_ssl.matrix.ranks.intervals import GROUPS
+from matrix_ssl.matrix.ranks.report import MEANINGS
 
 RULE = "rank_me"  # the measure that chooses among encoders
 COMPARISONS = {

@@ -90,32 +90,24 @@ from matrix_ssl.matrix.kernels import (
 from matrix_ssl.matrix.moments import (
     Moments,
 )
-from matrix_ssl.matrix.rank import (
+from matrix_ssl.matrix.ranks import (
+    Estimate,
+    RankReport,
+    RankStatistics,
+    alpha_req,
     coding_rate,
     effective_rank,
-    shannon_entropy,
-    spectrum,
-)
-from matrix_ssl.matrix.rank_report import (
-    RankReport,
-    rank_report,
-)
-from matrix_ssl.matrix.rank_statistics import (
-    RankStatistics,
-)
-from matrix_ssl.matrix.ranks import (
-    alpha_req,
+    estimate,
     lidar,
     numerical_rank,
     participation_ratio,
     pca_rank,
     rank_me,
+    rank_report,
     self_cluster,
+    shannon_entropy,
+    spectrum,
     stable_rank,
-)
-from matrix_ssl.matrix.sampling import (
-    Estimate,
-    estimate,
 )
 from matrix_ssl.matrix.spectra.logarithm import (
     log1p_ratio,

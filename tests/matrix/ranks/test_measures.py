@@ -27,8 +27,8 @@ from matrix_ssl.matrix import (
     stable_rank,
 )
 from matrix_ssl.matrix.covariances import covariance
-from matrix_ssl.matrix.decomposition import both_spectra
-from matrix_ssl.matrix.rank_report import MEANINGS
+from matrix_ssl.matrix.ranks.decomposition import both_spectra
+from matrix_ssl.matrix.ranks.report import MEANINGS
 from tests.support.decompositions import Decompositions
 from tests.support.matrix_samples import rows
 

@@ -1,21 +1,4 @@
-"""Ranks as metric objects: ``update(features)`` with every batch, ``compute()``, ``reset()``, ``merge_state(other)``.
-
-If torchmetrics is installed, they are subclasses of its ``Metric``: ``MetricCollection`` takes them and lets those with
-equal states share one, Lightning logs and resets them, and ``compute`` merges the states of all processes. Without it
-they have the same methods, and ``matrix_ssl.distributed.statistics.merge_over_processes`` can merge a
-``RankStatistics``.
-
-A state is in float64, whatever the precision of the model, and has d² numbers, however many samples there are: values
-are those of all samples at once, not means over batches. Results are float32, without a gradient.
-
-    >>> import torch
-    >>> from matrix_ssl.matrix.metrics import RankMe
-    >>> metric = RankMe(3)
-    >>> for batch in torch.eye(3).split(1):
-    ...     metric.update(batch)
-    >>> metric.compute()
-    tensor(3.)
-"""
+"""Metric objects of ranks: functions of states that hold d² numbers, however many samples there are."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +6,22 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import _spectra, ranks
 from matrix_ssl.matrix.moments import Moments, checked_rows
 from matrix_ssl.matrix.numerics.linalg import eigenvalues
 from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.numerics.scaling import rescaled, unit_length
 from matrix_ssl.matrix.numerics.validation import check_positive, check_tensor
+from matrix_ssl.matrix.ranks import formulas, measures
 from matrix_ssl.matrix.spectra import spectral_entropies
 from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 if TYPE_CHECKING:
-    from matrix_ssl.matrix.accumulating import Metric
+    from matrix_ssl.matrix.metrics.without_torchmetrics import Metric
 else:
     try:
         from torchmetrics import Metric
     except ImportError:
-        from matrix_ssl.matrix.accumulating import Metric
+        from matrix_ssl.matrix.metrics.without_torchmetrics import Metric
 
 
 class _Stream(Metric):
@@ -112,21 +95,21 @@ class ParticipationRatio(_OfMoments):
 
     def _measure(self, moments: Moments) -> Tensor:
         covariance = rescaled(moments.covariance())
-        return _spectra.ratio(covariance.trace().square(), covariance.square().sum())
+        return formulas.ratio(covariance.trace().square(), covariance.square().sum())
 
 
 class StableRank(_OfMoments):
     """``stable_rank`` of a stream of features."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        return _spectra.stable_rank(eigenvalues(moments.second_moment()))
+        return formulas.stable_rank(eigenvalues(moments.second_moment()))
 
 
 class PCARank(_OfMoments):
     """``pca_rank`` of a stream of features: components that explain 95 % of the variance."""
 
     def _measure(self, moments: Moments) -> Tensor:
-        return _spectra.count_of_share(_eigenvalues_of(moments), ranks.SHARE)
+        return formulas.count_of_share(_eigenvalues_of(moments), measures.SHARE)
 
 
 class AlphaReQ(_OfMoments):
@@ -137,8 +120,8 @@ class AlphaReQ(_OfMoments):
 
     def _measure(self, moments: Moments) -> Tensor:
         values, mean = _eigenvalues_of(moments), moments.second_moment().trace() / min(moments.count, self.width)
-        zero = torch.maximum(zero_level(values), ranks.rounding_level(mean, torch.finfo(torch.float32).eps))
-        return _spectra.power_law(values, zero, first=ranks.FIRST, last=ranks.LAST)[0]
+        zero = torch.maximum(zero_level(values), measures.rounding_level(mean, torch.finfo(torch.float32).eps))
+        return formulas.power_law(values, zero, first=measures.FIRST, last=measures.LAST)[0]
 
 
 class SelfCluster(_Stream):
@@ -170,7 +153,7 @@ class SelfCluster(_Stream):
             raise MatrixShapeError(
                 f"{n} samples of width {self.width} were added: the score needs at least two of each."
             )
-        return ranks.mean_cosine_score(self.cosines.square().sum() - ones, n, self.width).float()
+        return measures.mean_cosine_score(self.cosines.square().sum() - ones, n, self.width).float()
 
 
 class LiDAR(_Stream):
@@ -181,7 +164,7 @@ class LiDAR(_Stream):
     within: Tensor
     views: Tensor
 
-    def __init__(self, width: int, *, ridge: float = ranks.RIDGE, **options: Any):
+    def __init__(self, width: int, *, ridge: float = measures.RIDGE, **options: Any):
         super().__init__(**options)
         check_positive(ridge=ridge)
         self.width, self.ridge = width, ridge
@@ -210,7 +193,7 @@ class LiDAR(_Stream):
         images = Moments.unpacked(self.images)
         if images.count < 2:
             raise MatrixShapeError(f"{images.count} images were added: LiDAR needs at least two.")
-        return ranks.lidar_of(images.covariance(), self.within / self.views, self.ridge).float()
+        return measures.lidar_of(images.covariance(), self.within / self.views, self.ridge).float()
 
 
 def _eigenvalues_of(moments: Moments) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixError, MatrixShapeError, NotPositiveDefiniteError
-from matrix_ssl.matrix import _spectra
 from matrix_ssl.matrix.covariances import centred_rows
 from matrix_ssl.matrix.numerics import linalg
 from matrix_ssl.matrix.numerics.linalg import smaller_product
@@ -32,7 +31,8 @@ from matrix_ssl.matrix.numerics.validation import (
     is_number,
     looks_at_values,
 )
-from matrix_ssl.matrix.rank import effective_rank
+from matrix_ssl.matrix.ranks import formulas
+from matrix_ssl.matrix.ranks.effective import effective_rank
 from matrix_ssl.matrix.spectra import spectral_entropies
 from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
 from matrix_ssl.matrix.spectra.spectral_entropies import renyi_of
@@ -78,7 +78,7 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
     """
     gram = linalg.product_of_deviations(checked_matrix(features, "features", validate))
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    value = _spectra.ratio(trace.square(), gram.square().sum((-2, -1)))
+    value = formulas.ratio(trace.square(), gram.square().sum((-2, -1)))
     return value.to(full_precision(features).dtype)
 
 
@@ -98,7 +98,7 @@ def stable_rank(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """
     rows = rescaled(_double(features, validate))
     squares = eigenvalues_of(smaller_product(rows), used=1)
-    return _spectra.ratio(rows.square().sum((-2, -1)), squares[..., -1]).to(full_precision(features).dtype)
+    return formulas.ratio(rows.square().sum((-2, -1)), squares[..., -1]).to(full_precision(features).dtype)
 
 
 def numerical_rank(features: Tensor, *, threshold: float | None = None, validate: bool | None = None) -> Tensor:
@@ -115,7 +115,7 @@ def numerical_rank(features: Tensor, *, threshold: float | None = None, validate
     check_not_negative(threshold=0.0 if threshold is None else threshold)
     rows = rescaled(_double(features, validate).detach())
     level = default_threshold(features) if threshold is None else threshold
-    return _spectra.count_above(torch.linalg.svdvals(rows), level)
+    return formulas.count_above(torch.linalg.svdvals(rows), level)
 
 
 def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = None) -> Tensor:
@@ -136,7 +136,7 @@ def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = 
     """
     if not is_number(share) or not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share!r}.")
-    return _spectra.count_of_share(
+    return formulas.count_of_share(
         covariance_eigenvalues(checked_matrix(features, "features", validate).detach()), share
     )
 
@@ -170,7 +170,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
         raise ValueError(f"The ranks must be integers, 1 ≤ first < last, got first={first!r} and last={last!r}.")
     eigenvalues = covariance_eigenvalues(checked_matrix(features, "features", validate))
     zero = torch.maximum(zero_level(eigenvalues), _level_of_rounding(eigenvalues, features))
-    alpha, fitted = _spectra.power_law(eigenvalues, zero, first=first, last=last)
+    alpha, fitted = formulas.power_law(eigenvalues, zero, first=first, last=last)
     if looks_at_values(features, validate) and (fitted < 2).any():
         raise MatrixError(
             f"Argument 'features' (shape {tuple(features.shape)}) has {int(fitted.min())} eigenvalues above zero of "

@@ -11,8 +11,8 @@ import torch
 from matrix_ssl import errors
 from matrix_ssl.matrix import covariance, participation_ratio, rank_me, rank_report
 from matrix_ssl.matrix.moments import Moments, merged
-from matrix_ssl.matrix.rank_statistics import RankStatistics
-from matrix_ssl.matrix.sampling import estimate, expectation, student
+from matrix_ssl.matrix.ranks.intervals import estimate, expectation, student
+from matrix_ssl.matrix.ranks.statistics import RankStatistics
 from tests.support.matrix_samples import rows
 
 

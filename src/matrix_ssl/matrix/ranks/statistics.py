@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import ranks
-from matrix_ssl.matrix.decomposition import Spectra
 from matrix_ssl.matrix.moments import Moments, checked_rows, merged
 from matrix_ssl.matrix.numerics.linalg import eigenvalues
 from matrix_ssl.matrix.numerics.precision import without_autocast
 from matrix_ssl.matrix.numerics.scaling import unit_length
-from matrix_ssl.matrix.rank_report import MEANINGS, RankReport, report_of_spectra
-from matrix_ssl.matrix.sampling import GROUPS, LEVEL, Estimate, check_groups, combine
+from matrix_ssl.matrix.ranks import measures
+from matrix_ssl.matrix.ranks.decomposition import Spectra
+from matrix_ssl.matrix.ranks.intervals import GROUPS, LEVEL, Estimate, check_groups, combine
+from matrix_ssl.matrix.ranks.report import MEANINGS, RankReport, report_of_spectra
 from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
 
@@ -66,7 +66,7 @@ class RankStatistics:
             self._cosines.addmm_(unit.mT, unit)
         self._ones += unit.square().sum(1).square().sum().item()
         if len(rows):
-            self._threshold = max(self._threshold, ranks.default_threshold(features[:1].expand(self.width, -1)))
+            self._threshold = max(self._threshold, measures.default_threshold(features[:1].expand(self.width, -1)))
 
     def merge(self, other: "RankStatistics") -> None:
         """Adds the samples of another state, which is left unchanged.
@@ -171,4 +171,4 @@ class RankStatistics:
         )  # fmt: skip
 
     def _self_cluster(self) -> float:
-        return ranks.mean_cosine_score(self._cosines.square().sum() - self._ones, self.count, self.width).item()
+        return measures.mean_cosine_score(self._cosines.square().sum() - self._ones, self.count, self.width).item()

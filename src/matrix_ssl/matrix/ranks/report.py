@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from matrix_ssl.errors import MatrixShapeError
-from matrix_ssl.matrix import _spectra, ranks
-from matrix_ssl.matrix.decomposition import both_spectra
 from matrix_ssl.matrix.numerics.scaling import rescaled
 from matrix_ssl.matrix.numerics.validation import check_tensor, checked_matrix
+from matrix_ssl.matrix.ranks import formulas, measures
+from matrix_ssl.matrix.ranks.decomposition import both_spectra
 from matrix_ssl.matrix.spectra import spectral_entropies
 from matrix_ssl.matrix.spectra.zero_eigenvalues import zero_level
 
@@ -102,13 +102,13 @@ def rank_report(features: Tensor, *, views: Tensor | None = None, validate: bool
         raise MatrixShapeError(
             f"Argument 'features' has the shape {tuple(features.shape)}: a report is of one matrix (n, d)."
         )
-    seen = None if views is None else ranks.checked_views(views, "views", validate)
+    seen = None if views is None else measures.checked_views(views, "views", validate)
     x = checked_matrix(features.detach(), "features", validate).double()
-    cosine = ranks.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
+    cosine = measures.self_cluster(x, validate=False).item() if min(x.shape) > 1 else None
     return report_of_spectra(
         *both_spectra(rescaled(x)), samples=len(x), width=x.shape[1], self_cluster=cosine,
-        threshold=ranks.default_threshold(features), eps=ranks.rounding_of(features),
-        lidar=None if seen is None else ranks.lidar(seen, validate=validate).item(),
+        threshold=measures.default_threshold(features), eps=measures.rounding_of(features),
+        lidar=None if seen is None else measures.lidar(seen, validate=validate).item(),
     )  # fmt: skip
 
 
@@ -121,18 +121,18 @@ def report_of_spectra(
     ``eps`` is that of the features, for α-ReQ.
     """
     squares = singular_values.square()
-    rounding = ranks.rounding_level(squares.sum() / min(samples, width), eps)
+    rounding = measures.rounding_level(squares.sum() / min(samples, width), eps)
     zero = torch.maximum(zero_level(eigenvalues), rounding)
-    alpha, _ = _spectra.power_law(eigenvalues, zero, first=ranks.FIRST, last=ranks.LAST)
+    alpha, _ = formulas.power_law(eigenvalues, zero, first=measures.FIRST, last=measures.LAST)
     return RankReport(
         samples=samples,
         width=width,
         rank_me=spectral_entropies.shannon_entropy(singular_values).exp().item(),
         effective_rank=spectral_entropies.shannon_entropy(eigenvalues).exp().item(),
-        participation_ratio=_spectra.participation_ratio(eigenvalues).item(),
-        stable_rank=_spectra.stable_rank(squares).item(),
-        numerical_rank=_spectra.count_above(singular_values, threshold).item(),
-        pca_rank=_spectra.count_of_share(eigenvalues, ranks.SHARE).item(),
+        participation_ratio=formulas.participation_ratio(eigenvalues).item(),
+        stable_rank=formulas.stable_rank(squares).item(),
+        numerical_rank=formulas.count_above(singular_values, threshold).item(),
+        pca_rank=formulas.count_of_share(eigenvalues, measures.SHARE).item(),
         alpha_req=None if math.isnan(alpha.item()) else alpha.item(),
         self_cluster=self_cluster,
         lidar=lidar,
