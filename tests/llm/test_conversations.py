@@ -205,6 +205,35 @@ def test_every_answer_of_a_conversation_may_be_learned(tmp_path: Path) -> None:
     assert [len(part) for part in halves.parts] == [6, 6] and not names[0] & names[1]
 
 
+def test_what_follows_the_last_answer_is_left_out_and_counted(tmp_path: Path) -> None:
+    """As in ShareGPT, where users often have the last word. Scoring takes no such rows."""
+    tokenizer, last = llm_toys.tokenizer(), says("assistant", None, tool_calls=calls("{}"))
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    human, gpt = ({"from": name, "value": text} for name, text in (("human", "q"), ("gpt", "a")))
+    rows: list[dict[str, Any]] = [
+        {"conversations": [human, gpt]},
+        {"conversations": [human, gpt, human]},
+        {"conversations": json.dumps([human, gpt, human, human])},
+        {"conversations": [*QUESTION, last, says("tool", "4")]},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings, read_rows = FineTuneSettings("m", str(path), "chat"), question_files.read_rows(str(path))
+    found = select(settings, read_rows, tokenizer)
+    expected = [Exchange(QUESTION, "a", (), {})] * 3 + [Exchange(QUESTION, "", (), {"tool_calls": calls({})})]
+    assert question_files.answered_exchanges(read_rows, ("conversations",)) == (expected, 3)
+    assert len(found.examples) == 4 and "3 conversations go on after the last answer" in " ".join(
+        found.remarks(max_length=2048)
+    )
+    with pytest.raises(DataError, match=r"row 2: conversations ends with a message of 'user'; .* 3 of 4 rows"):
+        question_files.exchanges(read_rows, ("conversations",))
+    held_out = select(settings.override(["answers=all", "held_out=0.5"]), read_rows, tokenizer)
+    assert "3 conversations go on" in " ".join(held_out.remarks(max_length=2048))
+    path.write_text(json.dumps({"messages": QUESTION}))
+    with pytest.raises(DataError, match="messages ends with a message of 'user'; expected an answer"):
+        select(settings, question_files.read_rows(str(path)), tokenizer)
+
+
 @pytest.mark.parametrize(
     "row, columns, unused",
     [

@@ -52,6 +52,12 @@ def read_tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(_without_none(one) for one in value)
 
 
+def up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages without those after the last answer, such as a question without one; all if there is no answer."""
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1] + 1] if answers else messages
+
+
 def last_answer(messages: Sequence[Message], where: str) -> Message:
     """The last message; DataError if it is not an answer to another one."""
     last = messages[-1]

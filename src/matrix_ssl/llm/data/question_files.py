@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matrix_ssl.data.hub import check_pretrained, is_saved, open_dataset
 from matrix_ssl.errors import DataError, did_you_mean, import_extra
-from matrix_ssl.llm.data.messages import Message, is_conversation, last_answer, read_messages, read_tools, shown
+from matrix_ssl.llm.data.messages import (
+    Message,
+    is_conversation,
+    last_answer,
+    read_messages,
+    read_tools,
+    shown,
+    up_to_last_answer,
+)
 from matrix_ssl.llm.data.tables import is_separated, read_lines, read_table
 from matrix_ssl.llm.data.templates import Exchange
+
+Result = TypeVar("Result")
 
 _CONVERSATIONS = (("messages",), ("conversations",))
 _INPUTS = (("input",), ("context",), ())  # of an instruction, as in Alpaca and Dolly; they may be empty
@@ -114,6 +124,16 @@ def exchanges(rows: Rows, columns: tuple[str, ...]) -> list[Exchange]:
     return _each_row(rows, partial(_exchange, columns=columns))
 
 
+def answered_exchanges(rows: Rows, columns: tuple[str, ...]) -> tuple[list[Exchange], int]:
+    """``exchanges`` of rows whose conversations end with their last answer, and the number of rows with more than that.
+
+    What follows the last answer, mostly a question of the user, has nothing to learn: others ignore it in the loss, or
+    remove it, such as xtuner (``wizardlm_map_fn``).
+    """
+    pairs = _each_row(rows, partial(_answered, columns=columns))
+    return [exchange for exchange, _ in pairs], sum(is_cut for _, is_cut in pairs)
+
+
 def _names(rows: Rows) -> list[str]:
     """All columns; a row of JSON may lack those that are empty, such as Alpaca's input."""
     return list(dict.fromkeys(name for row in rows.rows for name in row))
@@ -124,7 +144,7 @@ def _complete(present: Sequence[str]) -> list[tuple[str, ...]]:
     return [names for names in KNOWN if set(names) <= set(present)]
 
 
-def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
+def _each_row(rows: Rows, read: Callable[..., Result]) -> list[Result]:
     """Applies ``read`` to every row and its place; DataError for the first row it rejects, with the number of them."""
     result, refused = [], []
     for number, row in enumerate(rows.rows, 1):
@@ -137,6 +157,16 @@ def _each_row(rows: Rows, read: Callable[..., Exchange]) -> list[Exchange]:
     if refused:
         raise refused[0]
     return result
+
+
+def _answered(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> tuple[Exchange, bool]:
+    """A row up to its last answer, and whether messages follow that."""
+    value = row.get(answered := columns[-1])
+    if len(columns) > 1 and not is_conversation(value):
+        return _exchange(row, columns=columns, where=where), False
+    messages = read_messages(value, f"{where}: {answered}")
+    kept = up_to_last_answer(messages)
+    return _exchange(row | {answered: kept}, columns=columns, where=where), len(kept) < len(messages)
 
 
 def _exchange(row: dict[str, Any], *, columns: tuple[str, ...], where: str) -> Exchange:

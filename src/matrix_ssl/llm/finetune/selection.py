@@ -9,7 +9,7 @@ import torch
 
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.llm.data.examples import Examples, make_examples
-from matrix_ssl.llm.data.question_files import Rows, exchanges, find_columns, read_rows, unused_columns
+from matrix_ssl.llm.data.question_files import Rows, answered_exchanges, find_columns, read_rows, unused_columns
 from matrix_ssl.llm.data.templates import Exchange, earlier_answers
 from matrix_ssl.llm.finetune.settings import FineTuneSettings
 
@@ -40,6 +40,7 @@ class Selection:
     held_out: HeldOut | None
     unused: list[str]  # columns, if the settings name none
     earlier: int  # answers in conversations that are not learned because only the last is
+    unanswered: int  # conversations that go on after their last answer, also those held out
 
     @property
     def parts(self) -> list[Examples]:
@@ -68,6 +69,11 @@ class Selection:
                 f"Only the last answer of a conversation is learned, not the {self.earlier} before; set answers=all to "
                 f"learn every answer."
             )
+        if self.unanswered:
+            sentences.append(
+                f"{self.unanswered} conversation{'s go' if self.unanswered > 1 else ' goes'} on after the last answer, "
+                f"mostly by a question; what follows that answer is left out."
+            )
         for part, kind in zip(self.parts, ("", "held-out "), strict=False):
             if part.cut or part.dropped:
                 sentences.append(
@@ -89,12 +95,14 @@ class Selection:
 
 def select(settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> Selection:
     """The rows to learn, and the held-out rows: some of them, or those of another file."""
-    asked = list(enumerate(exchanges(rows, find_columns(rows, settings.columns))))  # with their places, from 0
+    found, unanswered = answered_exchanges(rows, find_columns(rows, settings.columns))
+    asked = list(enumerate(found))  # with their places, from 0
     kept: list[tuple[int, Exchange]] = []
     name, sha256 = settings.data, ""
     if settings.eval_data:
         others = read_rows(settings.eval_data)
-        kept = list(enumerate(exchanges(others, find_columns(others, settings.columns))))
+        found, more = answered_exchanges(others, find_columns(others, settings.columns))
+        kept, unanswered = list(enumerate(found)), unanswered + more
         name, sha256 = others.name, others.sha256
     elif settings.held_out:
         number = round(settings.held_out * len(asked))
@@ -123,7 +131,7 @@ def select(settings: FineTuneSettings, rows: Rows, tokenizer: "PreTrainedTokeniz
         learned_too = sum(hash(json.dumps(exchange)) in learned for _, exchange in kept)
         held_out = HeldOut(make(kept, name), sha256, learned_too)
     unused = [] if settings.columns else unused_columns(rows)
-    return Selection(examples, repeated, held_out, unused, earlier)
+    return Selection(examples, repeated, held_out, unused, earlier, unanswered)
 
 
 def _every_answer(rows: Sequence[tuple[int, Exchange]]) -> list[tuple[int, Exchange]]:
