@@ -32,11 +32,13 @@ from matrix_ssl.errors import (
     RunFolderError,
     import_extra,
 )
-from matrix_ssl.llm import Objective, models
+from matrix_ssl.llm import MatrixTrainer, Objective, models
+from matrix_ssl.llm.adapters import Adapters, add_lora
 from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
 from matrix_ssl.llm.finetune.arguments import evaluation_arguments
 from matrix_ssl.llm.finetune.settings import parse_assignments
+from matrix_ssl.llm.tiny import tiny_llama
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
 from tests.support import llm_toys
@@ -571,6 +573,24 @@ def test_adapters_on_four_bits_learn_and_the_weights_below_are_those_of_bitsandb
     saved = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == adapters
     models.open_model(str(tmp_path / "run" / "model"), adapter=True)
+
+
+def test_an_evaluation_leaves_weights_in_four_bits_trainable(base, data, tmp_path):
+    """On CPUs with AVX512-BF16, bitsandbytes rewrote them in a format through which no gradient flows."""
+    wide = tmp_path / "wide"  # that format needs 64 columns
+    tiny_llama(llm_toys.tokenizer(), d=64).save_pretrained(wide)
+    llm_toys.tokenizer().save_pretrained(wide)
+    below = add_lora(models.open_model(str(wide), four_bits_on=torch.device("cpu")), Adapters(2, 4.0), seed=0)
+    trainer = MatrixTrainer(model=below, args=llm_toys.arguments(tmp_path), data_collator=llm_toys.collate)
+    inputs = below.get_input_embeddings()(torch.arange(8).unsqueeze(0)).detach().requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(below.train()(inputs_embeds=inputs).logits.square().sum(), inputs)[0]
+
+    before = gradient()
+    trainer.evaluate(llm_toys.sequences(4))
+    torch.testing.assert_close(gradient(), before)
+    command(*short(base, data, tmp_path / "run", "--load-in-4bit", *sets("lora=2", "held_out=0.25", "eval_steps=2")))
 
 
 def test_four_bits_need_a_model_and_the_package(base, monkeypatch):

@@ -84,6 +84,7 @@ class MatrixTrainer(Trainer):
         """
         super().__init__(*args, **kwargs)
         check_trainable(self.model, self.args, matrix)
+        _keep_four_bits(self.model)
         if self.compute_loss_func is not None:
             raise ConfigError("compute_loss_func would replace this loss: remove it.")
         self.matrix = matrix
@@ -335,6 +336,17 @@ class Recorder(TrainerCallback):
 def _ends_epoch(state: Any) -> bool:
     """Whether a step is the last of its epoch, or of the training."""
     return bool(state.epoch.is_integer() or state.global_step >= state.max_steps)
+
+
+def _keep_four_bits(model: Any) -> None:
+    """Keeps weights in four bits as they are in evaluations.
+
+    On CPUs with AVX512-BF16, bitsandbytes would turn them into a format for inference, through which no gradient flows
+    in the steps that follow.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _tokens_seen(inputs: dict[str, Any]) -> Tensor:
