@@ -10,19 +10,22 @@ ROOT = str(Path(__file__).parents[2])
 
 
 def check() -> None:
-    """What each of the processes does: batches that divide 5 rows neither evenly nor into whole ones."""
+    """What each of the processes does: batches, also packed, that divide 5 rows neither evenly nor into whole ones."""
     import tempfile
 
     from matrix_ssl.llm import MatrixTrainer
+    from tests.llm.test_packing import examples
     from tests.llm.test_trainer import MATRIX, textbook
     from tests.support import llm_toys
 
-    rows, model = llm_toys.sequences(5), llm_toys.llama()
+    rows, model = examples()[:5], llm_toys.llama()
     ce, mce = (x.item() for x in textbook(model, rows, MATRIX))
-    for batch in (1, 2, 5):
+    for batch, packing in ((1, False), (2, False), (5, False), (2, True), (5, True)):
         with tempfile.TemporaryDirectory() as folder:
             arguments = llm_toys.arguments(Path(folder), per_device_eval_batch_size=batch, ddp_backend="gloo")
-            trainer = MatrixTrainer(model=model, args=arguments, data_collator=llm_toys.collate, matrix=MATRIX)
+            trainer = MatrixTrainer(
+                model=model, args=arguments, data_collator=llm_toys.collate, matrix=MATRIX, packing=packing
+            )
             assert trainer.accelerator.num_processes == 2
             found = trainer.evaluate(rows)
         assert found["eval_ce"] == pytest.approx(ce, rel=1e-5)

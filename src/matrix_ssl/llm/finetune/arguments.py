@@ -78,11 +78,11 @@ INSTEAD = {
     "max_seq_length": "set max_length",
     "model_max_length": "set max_length",
     **dict.fromkeys(("lora_r", "lora_rank"), "set lora"),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), "alpha is twice the rank, and there is no dropout; set lora alone"),
     "load_in_8bit": "use --load-in-4bit",
     **dict.fromkeys(("assistant_only_loss", "completion_only_loss"),
                     "answers alone are learned; set answers=all for every answer of a conversation"),
-    "packing": "sequences are not packed; MatrixSFTTrainer in Python does it",
+    **dict.fromkeys(("packing_strategy", "padding_free", "sample_packing", "eval_packing", "neat_packing"),
+                    "set packing=true"),
 }  # fmt: skip
 
 _CAUSES_EVALUATION: dict[str, Callable[[Any], bool]] = {  # what makes no sense without held-out rows

@@ -34,7 +34,6 @@ from matrix_ssl.llm.models import (
     open_model,
     open_tokenizer,
 )
-from matrix_ssl.llm.objective import Objective
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import file_digests
 from matrix_ssl.runs.display import Display
@@ -73,7 +72,7 @@ class Prepared:
         return (
             f"{s.model}, {kind}; {_several(len(examples), 'example')}, {examples.learned} tokens to learn"
             f"{f', {len(held_out.examples)} held out' if held_out is not None else ''}; {loss}; "
-            f"{length} of batch {s.batch_size}, seed {s.seed}; "
+            f"{length} of batch {s.batch_size}{', packed' if s.packing else ''}, seed {s.seed}; "
             f"{devices.device_name(self.device)}, {processes} process{'es' if processes > 1 else ''}"
         )
 
@@ -88,7 +87,8 @@ class Prepared:
         if eval_data := settings.pop("eval_data"):
             places["eval_data"] = eval_data
         usual = {field.name: field.default for field in dataclasses.fields(FineTuneSettings)}
-        for name in ("held_out", "answers", "lora_alpha", "lora_dropout", "lora_targets"):  # new since earlier versions
+        # new since earlier versions
+        for name in ("held_out", "answers", "lora_alpha", "lora_dropout", "lora_targets", "packing"):
             if settings[name] == usual[name]:
                 del settings[name]
         held_out = self.selection.held_out
@@ -126,7 +126,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     check_causal(model, settings.model)
     if settings.lora:
         model = add_lora(model, settings.adapters, seed=settings.seed)
-    trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings.objective)
+    trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings)
     return Prepared(settings, device, arguments, rows, selection, tokenizer, model, trainer)
 
 
@@ -239,7 +239,7 @@ def _what_was_learnt(result: dict[str, Any], settings: FineTuneSettings) -> list
 
 def _make_trainer(
     model: Any, tokenizer: "PreTrainedTokenizerBase", data: Sequence[Examples],
-    arguments: "TrainingArguments", matrix: Objective,
+    arguments: "TrainingArguments", settings: FineTuneSettings,
 ) -> MatrixTrainer:  # fmt: skip
     """The trainer, which must not write yet; what its library would reject in the middle of a run is rejected here."""
     from transformers import PrinterCallback
@@ -250,7 +250,8 @@ def _make_trainer(
             arguments.output_dir = str(folder)  # the library creates it immediately
             trainer = MatrixTrainer(
                 model=model, args=arguments, train_dataset=data[0], eval_dataset=data[1] if len(data) > 1 else None,
-                data_collator=collator(tokenizer), processing_class=tokenizer, matrix=matrix,
+                data_collator=collator(tokenizer), processing_class=tokenizer, matrix=settings.objective,
+                packing=settings.packing,
             )  # fmt: skip
         try_libraries(trainer)
     except (ValueError, ImportError, TypeError, KeyError) as error:

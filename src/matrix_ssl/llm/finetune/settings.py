@@ -61,6 +61,7 @@ class FineTuneSettings:
     gradient_accumulation: PositiveInt = 1  # micro-batches per step
     learning_rate: NonNegativeFloat = 2e-5  # peak
     max_length: Annotated[int, Ge(2)] = 2048  # tokens per sequence; longer ones are truncated
+    packing: bool = False  # compute several sequences in one row instead of padding them; changes results by rounding
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0  # for the order of the data, adapters and random weights
     arguments: tuple[str, ...] = ()  # key=value, for transformers' TrainingArguments
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError, DataError, MissingExtra, TrainingError
 from matrix_ssl.llm.finetune.fused_head import HeadForm, ending_in, find_form
+from matrix_ssl.llm.finetune.packing import check_packing, pack
 from matrix_ssl.llm.head import head_rows, head_shape, tokens_without_row
 from matrix_ssl.llm.loss.loss import (
     MatrixCrossEntropyTerms,
@@ -69,22 +70,26 @@ class MatrixTrainer(Trainer):
     ``entropy``, in nats, and ``mean_token_accuracy``. They are means over the tokens of all micro-batches and processes
     of a step, and over the steps since the last line, so that ``loss = ce + matrix.weight · mce`` in every line;
     ``num_tokens`` counts the tokens seen so far. An evaluation reports the measures as means over all its tokens, with
-    the prefix ``eval_``.
+    the prefix ``eval_``. With ``packing``, the forward receives the examples of each batch in fewer rows, each example
+    by itself; see ``matrix_ssl.llm.finetune.packing``.
 
     Reference: Zhang et al., ICML 2024; an interpretation, see ``matrix_ssl.llm.loss.loss``.
     """
 
     # the library's parameters change from release to release: all are passed on
-    def __init__(self, *args: Any, matrix: Objective = DEFAULTS, **kwargs: Any):
-        """Takes the arguments of ``transformers.Trainer``, and the constants of the loss as ``matrix``.
+    def __init__(self, *args: Any, matrix: Objective = DEFAULTS, packing: bool = False, **kwargs: Any):
+        """Takes the arguments of ``transformers.Trainer``, the constants of the loss, and whether batches are packed.
 
         Raises:
-            ConfigError: the model has no suitable head, a constant of the loss is out of range, or an argument is not
-                supported by the loss.
+            ConfigError: the model has no suitable head, a constant of the loss is out of range, an argument is not
+                supported by the loss, or packed examples would not be independent of each other.
         """
         super().__init__(*args, **kwargs)
         check_trainable(self.model, self.args, matrix)
         _keep_four_bits(self.model)
+        if packing:
+            check_packing(self.model)
+        self._packs = packing
         if self.compute_loss_func is not None:
             raise ConfigError("compute_loss_func would replace this loss: remove it.")
         self.matrix = matrix
@@ -107,7 +112,8 @@ class MatrixTrainer(Trainer):
 
         Raises:
             ConfigError: the forward returns no logits, or it returns an auxiliary loss of experts.
-            DataError: labels are missing, already shifted, or beyond the rows of the head.
+            DataError: labels are missing, already shifted, or beyond the rows of the head; or a batch to pack has no
+                mask.
             NotFiniteError: the cross-entropy is NaN or infinite; detected here on the CPU, elsewhere in the log.
         """
         labels = inputs.get("labels")
@@ -118,7 +124,8 @@ class MatrixTrainer(Trainer):
             self._check_rows(labels)
         count = labels[:, 1:].ne(_IGNORED).sum()
         items = count if num_items_in_batch is None else num_items_in_batch
-        rest = {key: value for key, value in inputs.items() if key != "labels"}
+        given = {key: value for key, value in inputs.items() if key != "labels"}
+        rest, labels = pack(given, labels) if self._packs and not self._needs_logits else (given, labels)
         if not self._is_form_known:
             self._find_form(model, rest)
         if self._form is not None and not self._needs_logits:
@@ -138,7 +145,7 @@ class MatrixTrainer(Trainer):
         scale = 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             scale = self.accelerator.num_processes // self.get_tp_size()  # processes that share a batch count once
-        self._note(torch.stack(terms[1:]), scale=scale, items=items, count=count, inputs=rest)
+        self._note(torch.stack(terms[1:]), scale=scale, items=items, count=count, inputs=given)
         loss = terms.loss * scale
         return (loss, outputs) if return_outputs else loss
 
