@@ -38,8 +38,8 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 @llm.command()
 @click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder "
-              "in safetensors with its tokenizer, a name of the Hugging Face hub, or a configuration for random "
-              "weights.")  # fmt: skip
+              "in safetensors with its tokenizer, or that of an adapter to train further, a name of the Hugging Face "
+              "hub, or a configuration for random weights.")  # fmt: skip
 @click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME", help="Questions and answers: "
               ".jsonl, .json, .csv or .parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
 @click.option("--eval-data", type=options.PLACE, default="", metavar="FILE|hf:NAME", help="Questions and answers that "
@@ -96,7 +96,7 @@ def finetune(
               "or a folder that holds an adapter.")  # fmt: skip
 @options.out(None, what="Folder for the model")
 def merge(model: str, out: Path) -> None:
-    """Merge an adapter into its model, to train it further, diagnose it or open it in other programs.
+    """Merge an adapter into its model, to diagnose it or open it in other programs.
 
     The weights have the precision of the model that the adapter was trained on.
     """

@@ -1,15 +1,20 @@
-"""Low-rank adapters of a language model.
+"""Low-rank adapters of a language model: new ones, and those in a folder that peft has written.
 
 Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 """
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matrix_ssl.errors import ConfigError, import_extra
+from matrix_ssl.errors import CheckpointError, ConfigError, import_extra, is_out_of_memory
+from matrix_ssl.runs.files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,72 @@ def add_lora(model: "PreTrainedModel", adapters: Adapters, *, seed: int) -> Any:
         target_modules=list(adapters.targets) or "all-linear",
     )  # fmt: skip
     return peft.get_peft_model(model, config)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of peft."""
+    return (folder / _CONFIG).is_file()
+
+
+def read_base(folder: Path) -> str | None:
+    """The path or name of the model that the adapter in a folder belongs to; None if there is no adapter.
+
+    Raises:
+        CheckpointError: the model is not there.
+    """
+    if not holds_adapter(folder):
+        return None
+    base = read_object(folder / _CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or (Path(base).is_absolute() and not Path(base).exists()):
+        raise CheckpointError(
+            f"{folder} is an adapter to the model {base}, which is not there: correct base_model_name_or_path in "
+            f"{folder / _CONFIG}."
+        )
+    return base
+
+
+def read_adapters(folder: Path) -> Adapters:
+    """The rank, scale, dropout and layers of the low-rank adapters in a folder.
+
+    Raises:
+        ConfigError: the folder holds adapters of another kind.
+        CheckpointError: the file that describes them is damaged.
+    """
+    config = read_object(folder / _CONFIG)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ConfigError(
+            f"{folder} holds an adapter of the kind {kind}, but only those of low rank (LORA) are trained further."
+        )
+    try:
+        rank, alpha, dropout = int(config["r"]), float(config["lora_alpha"]), float(config["lora_dropout"])
+        targets = config["target_modules"]
+        names = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+    except (KeyError, TypeError, ValueError):
+        rank = 0
+    if rank < 1:
+        raise CheckpointError(f"{folder / _CONFIG} does not describe adapters of low rank: copy the folder again.")
+    return Adapters(rank, alpha, dropout, names)
+
+
+def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool) -> Any:
+    """The model with the adapter in a folder; if that is trainable, nothing else is.
+
+    Raises:
+        CheckpointError: the adapter has no weights in safetensors, is damaged, or belongs to a different model.
+        MissingExtra: peft is not installed.
+    """
+    peft = import_extra("peft", extra="llm")
+    if not (folder / _WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds no {_WEIGHTS}: copy it there; pickled weights are never loaded.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # they would stay random
+            return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except Exception as error:  # damaged files raise errors of all kinds
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:200].rstrip(".")
+        raise CheckpointError(f"The adapter in {folder} cannot be loaded: {reason}.") from error
 
 
 def _largest_rank(layer: Any) -> int:

@@ -7,7 +7,8 @@ import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, import_extra
-from matrix_ssl.llm.models import find_model, is_folder, open_model, open_tokenizer, read_base
+from matrix_ssl.llm.adapters import load_adapter, read_base
+from matrix_ssl.llm.models import find_model, is_folder, open_model, open_tokenizer
 from matrix_ssl.runs.files import cannot_write
 
 _ROUNDING = 1e-3  # of logits, relative, in float32
@@ -28,7 +29,7 @@ def merge(model: str, out: Path) -> torch.dtype:
         RunFolderError: the folder is not empty or cannot be written.
         CheckpointError: the model or its adapter cannot be loaded, or the merged model answers differently.
     """
-    peft, transformers = import_extra("peft", extra="llm"), import_extra("transformers", extra="llm")
+    transformers = import_extra("transformers", extra="llm")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is not an empty folder: choose another place for the merged model.")
     place, _ = find_model(model)
@@ -40,7 +41,7 @@ def merge(model: str, out: Path) -> torch.dtype:
         whole = open_model(base)
         stored = open_pretrained(transformers.AutoConfig.from_pretrained, base, place=base).dtype or torch.float32
         with torch.no_grad():
-            adapted = peft.PeftModel.from_pretrained(whole, place).eval()
+            adapted = load_adapter(whole, Path(place), is_trainable=False).eval()
             ids = torch.arange(min(8, whole.get_input_embeddings().num_embeddings)).unsqueeze(0)
             before = adapted(input_ids=ids).logits
             try:

@@ -14,6 +14,7 @@ import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra, is_out_of_memory
+from matrix_ssl.llm.adapters import holds_adapter, read_base
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import compare_digests
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FROM_CONFIG = "config:"
 _ROUNDING = 1e-5  # of logits in float32; they are equal if no later token is seen
-_CONFIG, _ADAPTER, _TOKENIZER = "config.json", "adapter_config.json", "tokenizer_config.json"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 
 
 def is_folder(model: str) -> bool:
@@ -275,26 +276,9 @@ def _check_exists(folder: Path) -> None:
         raise CheckpointError(f"{folder} {state}: --model takes the folder of a model or a name on the hub.")
 
 
-def read_base(folder: Path) -> str | None:
-    """The path or name of the model that the adapter in a folder belongs to; None if there is no adapter.
-
-    Raises:
-        CheckpointError: the model is not there.
-    """
-    if not (folder / _ADAPTER).is_file():
-        return None
-    base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
-    if not isinstance(base, str) or (Path(base).is_absolute() and not Path(base).exists()):
-        raise CheckpointError(
-            f"{folder} is an adapter to the model {base}, which is not there: correct base_model_name_or_path in "
-            f"{folder / _ADAPTER}."
-        )
-    return base
-
-
 def _check_folder(folder: Path, *, adapter: bool) -> None:
     _check_exists(folder)
-    if (folder / _ADAPTER).is_file():
+    if holds_adapter(folder):
         if not adapter:
             raise ConfigError(
                 f"{folder} holds an adapter: merge it into its model first, by matrix-ssl llm merge --model {folder} "

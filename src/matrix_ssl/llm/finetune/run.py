@@ -17,7 +17,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.errors import ConfigError
-from matrix_ssl.llm.adapters import add_lora
+from matrix_ssl.llm.adapters import add_lora, load_adapter, read_base
 from matrix_ssl.llm.data.examples import Examples, collator
 from matrix_ssl.llm.data.question_files import Rows, read_rows
 from matrix_ssl.llm.data.templates import check_template
@@ -102,6 +102,8 @@ class Prepared:
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
     """Reads the data, opens tokenizer and model, and checks that they match."""
+    settings = settings.with_adapters_of_model()
+    base = read_base(Path(settings.model))  # below an adapter that is trained further
     processes = distributed.world_size()
     arguments = training_arguments(settings, output=out / CHECKPOINTS, processes=processes, device=device)
     rows = read_rows(settings.data)
@@ -114,7 +116,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
         )
     four_bits = device if settings.load_in_4bit else None
-    model = open_model(settings.model, seed=settings.seed, four_bits_on=four_bits)
+    model = open_model(base or settings.model, seed=settings.seed, four_bits_on=four_bits)
     if getattr(model, "is_quantized", False) and not settings.lora:
         raise ConfigError(
             f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
@@ -124,7 +126,9 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
         _check_tokens(part, model, settings)
     check_trainable(model, arguments, settings.objective)
     check_causal(model, settings.model)
-    if settings.lora:
+    if base:
+        model = load_adapter(model, Path(settings.model), is_trainable=True)
+    elif settings.lora:
         model = add_lora(model, settings.adapters, seed=settings.seed)
     trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings)
     return Prepared(settings, device, arguments, rows, selection, tokenizer, model, trainer)

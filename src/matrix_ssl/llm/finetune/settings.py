@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from matrix_ssl.config import check_type, override, split_assignment
 from matrix_ssl.config.validation import settings
 from matrix_ssl.errors import ConfigError, MissingExtra, did_you_mean, import_extra
-from matrix_ssl.llm.adapters import Adapters
+from matrix_ssl.llm.adapters import Adapters, holds_adapter, read_adapters
 from matrix_ssl.llm.data.templates import TemplateName
 from matrix_ssl.llm.finetune import arguments
 from matrix_ssl.llm.objective import DEFAULTS, Objective
@@ -43,7 +43,7 @@ _ARGUMENTS: dict[str, Any] = {
 class FineTuneSettings:
     """A model, the data it learns, the loss, and how it is trained."""
 
-    model: str  # folder, name on the hub, or config: and a configuration
+    model: str  # folder, also of an adapter, name on the hub, or config: and a configuration
     data: str  # file, or hf: and a name, configuration and split
     template: TemplateName
     eval_data: str = ""  # the same, for held-out questions and answers; empty: none
@@ -66,17 +66,10 @@ class FineTuneSettings:
     arguments: tuple[str, ...] = ()  # key=value, for transformers' TrainingArguments
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for four bits without adapters, and for two sources of held-out rows."""
+        """Raises ConfigError for two sources of held-out rows."""
         if self.eval_data and self.held_out:
             raise ConfigError(
                 f"held_out={self.held_out} conflicts with --eval-data {self.eval_data}: remove one of them."
-            )
-        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-            if getattr(self, name) and not self.lora:
-                raise ConfigError(f"{name} is of adapters, and there are none: set their rank, for example lora=16.")
-        if self.load_in_4bit and not self.lora:
-            raise ConfigError(
-                "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
             )
 
     def override(self, assignments: Iterable[str]) -> "FineTuneSettings":
@@ -92,6 +85,35 @@ class FineTuneSettings:
     def adapters(self) -> Adapters:
         """The adapters to train; of rank 0 if all weights are trained."""
         return Adapters(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_dropout, self.lora_targets)
+
+    def with_adapters_of_model(self) -> "FineTuneSettings":
+        """The settings with rank, scale, dropout and layers of the adapters in the folder of the model, if it has any.
+
+        Raises:
+            ConfigError: a setting differs from them, or is of adapters where there are none.
+        """
+        if holds_adapter(folder := Path(self.model)):
+            found = read_adapters(folder)
+            stored: dict[str, Any] = {"lora": found.rank, "lora_alpha": found.alpha}
+            stored |= {"lora_dropout": found.dropout, "lora_targets": found.targets}
+            for name, value in stored.items():
+                given = getattr(self, name)
+                given = tuple(sorted(given)) if isinstance(given, tuple) else given
+                if given and given != value:
+                    text = ",".join(found.targets) if name == "lora_targets" else f"{value:g}"
+                    raise ConfigError(
+                        f"{name} differs from that of the adapter in {folder}, which is {text}: remove the setting, or "
+                        f"merge the adapter into its model first and train a new one."
+                    )
+            return dataclasses.replace(self, **stored)
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if getattr(self, name) and not self.lora:
+                raise ConfigError(f"{name} is of adapters, and there are none: set their rank, for example lora=16.")
+        if self.load_in_4bit and not self.lora:
+            raise ConfigError(
+                "load_in_4bit needs adapters, as weights in four bits cannot be trained: set lora, for example lora=16."
+            )
+        return self
 
     @property
     def evaluates(self) -> bool:

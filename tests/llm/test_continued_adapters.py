@@ -1,0 +1,167 @@
+"""Adapters that are trained further, against peft and transformers, and folders that hold none of that kind."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
+from matrix_ssl.llm import models
+from matrix_ssl.llm.finetune.trainer import Recorder
+from matrix_ssl.runs.files import read_json, read_lines
+from matrix_ssl.runs.signals import Interrupted
+from tests.llm.test_finetune import command, llm, sets, short, write
+from tests.support import llm_toys
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "sums.jsonl", llm_toys.questions(24))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter that a run has learned."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    command(*short(base, data, out, *sets("lora=2", "lora_alpha=12", "lora_targets=q_proj,down_proj", "max_steps=3")))
+    return out / "model"
+
+
+@pytest.fixture
+def changed(adapter: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def test_it_is_trained_as_peft_and_transformers_train_it(adapter, base, data, tmp_path, capfd):
+    plain = sets("objective.weight=0", "optim=sgd", "learning_rate=0.5", "lr_scheduler_type=constant", "max_steps=3",
+                 "warmup_steps=0", "train_sampling_strategy=sequential")  # fmt: skip
+    out = tmp_path / "run"
+    command(*short(adapter, data, out, *plain))
+    assert "LoRA of rank 2, alpha 12 on down_proj, q_proj;" in " ".join(capfd.readouterr().err.split())
+
+    model = peft.PeftModel.from_pretrained(llm_toys.llama(), str(adapter), is_trainable=True)
+    tokenizer, rows = llm_toys.tokenizer(), []
+    for row in llm_toys.questions(24):
+        asked, answer = (tokenizer(text)["input_ids"] for text in (row["question"] + "\n", row["answer"] + "</s>"))
+        rows.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})
+    trainer = transformers.Trainer(
+        model=model, train_dataset=rows, data_collator=llm_toys.collate,
+        args=llm_toys.arguments(tmp_path, max_steps=3, per_device_train_batch_size=4, max_grad_norm=1.0),
+    )  # fmt: skip
+    trainer.train()
+    expected, found = peft.get_peft_model_state_dict(model), load_file(out / "model" / WEIGHTS)
+    before = load_file(adapter / WEIGHTS)
+    assert found.keys() == expected.keys() == before.keys()
+    for name, matrix in found.items():
+        torch.testing.assert_close(matrix, expected[name], rtol=1e-4, atol=1e-6)
+    assert any((found[name] - before[name]).abs().max() > 1e-3 for name in found)
+
+    result, stored = read_json(out / "finetune.json"), read_json(out / "model" / "adapter_config.json")
+    assert result["parameters_trained"] == sum(matrix.numel() for matrix in found.values())
+    assert stored["base_model_name_or_path"] == str(base.resolve())
+    assert (stored["r"], stored["lora_alpha"], set(stored["target_modules"])) == (2, 12, {"q_proj", "down_proj"})
+    kept = {key: result["settings"][key] for key in ("model", "lora", "lora_alpha", "lora_targets")}
+    assert kept == {"model": str(adapter), "lora": 2, "lora_alpha": 12, "lora_targets": ["down_proj", "q_proj"]}
+
+
+def test_it_resumes_is_scored_merged_and_trained_once_more(adapter, data, tmp_path, monkeypatch, capfd):
+    command(*short(adapter, data, tmp_path / "whole", *sets("packing=true")))
+    begin = Recorder.on_step_begin
+
+    def interrupt(self: Recorder, args: Any, state: Any, control: Any, **more: Any) -> None:
+        begin(self, args, state, control, **more)
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "stopped"
+    words = short(adapter, data, out, *sets("packing=true"))
+    monkeypatch.setattr(Recorder, "on_step_begin", interrupt)
+    with pytest.raises(Interrupted):
+        command(*words)
+    monkeypatch.undo()
+    command(*words)
+    assert "Resuming after step 3" in capfd.readouterr().err
+    one, other = (load_file(run / "model" / WEIGHTS) for run in (tmp_path / "whole", out))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+    llm("score", "--model", out, "--task", "exact", "--data", data, "--limit", 2, "--max-new-tokens", 4)
+    llm("merge", "--model", out, "--out", tmp_path / "merged")
+    ids = torch.arange(8).unsqueeze(0)
+    merged, adapted = models.open_model(str(tmp_path / "merged")), models.open_model(str(out / "model"), adapter=True)
+    torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    command(*short(out / "model", data, tmp_path / "further", *sets("max_steps=1")))
+    (first,) = read_lines(tmp_path / "further" / "metrics.jsonl")
+    assert first["ce"] < read_lines(tmp_path / "whole" / "metrics.jsonl")[0]["ce"]
+
+
+def test_settings_are_those_of_the_adapter(adapter, data, tmp_path):
+    same = sets("lora=2", "lora_alpha=12", "lora_targets=q_proj,down_proj", "max_steps=1")
+    command(*short(adapter, data, tmp_path / "run", *same))
+    for assignment, words in (
+        ("lora=4", "lora differs from that of the adapter in .*, which is 2: remove the setting, or merge"),
+        ("lora_alpha=4", "lora_alpha differs .* which is 12"),
+        ("lora_dropout=0.5", "lora_dropout differs .* which is 0"),
+        ("lora_targets=q_proj", "lora_targets differs .* which is down_proj,q_proj"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            command(*short(adapter, data, tmp_path / "refused", "--set", assignment))
+    assert not (tmp_path / "refused").exists()
+
+
+def test_four_bits_below_an_adapter_that_is_trained_further(adapter, data, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    command(*short(adapter, data, tmp_path / "run", "--load-in-4bit", *sets("max_steps=1", "packing=true")))
+    assert load_file(tmp_path / "run" / "model" / WEIGHTS).keys() == load_file(adapter / WEIGHTS).keys()
+
+
+@pytest.mark.parametrize("fault", ["kind", "description", "rank", "base", "missing", "pickled", "matrix", "bytes"])
+def test_a_folder_without_adapters_of_low_rank_is_refused(fault, changed, data, tmp_path):
+    """Also by ``merge``, which once took random numbers for what the files lack, with no more than a warning."""
+    file, config, weights = changed / WEIGHTS, changed / "adapter_config.json", load_file(changed / WEIGHTS)
+    words = {
+        "kind": "holds an adapter of the kind IA3, but only those of low rank",
+        "description": "adapter_config.json does not describe adapters of low rank: copy the folder again",
+        "rank": "adapter_config.json does not describe adapters of low rank: copy the folder again",
+        "base": "is an adapter to the model /nowhere, which is not there",
+        "missing": "holds no adapter_model.safetensors: copy it there; pickled weights are never loaded",
+        "pickled": "holds no adapter_model.safetensors: copy it there; pickled weights are never loaded",
+        "matrix": "cannot be loaded: Found missing adapter keys",
+        "bytes": "The adapter in .* cannot be loaded",
+    }[fault]
+    described = {"kind": {"peft_type": "IA3"}, "description": {"r": None}, "rank": {"r": 0},
+                 "base": {"base_model_name_or_path": "/nowhere"}}  # fmt: skip
+    if fault in described:
+        config.write_text(json.dumps(read_json(config) | described[fault]))
+    elif fault == "matrix":
+        del weights[next(name for name in weights if "lora_B" in name)]
+        save_file(weights, file)
+    elif fault == "bytes":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        file.unlink()
+    if fault == "pickled":
+        torch.save(weights, changed / "adapter_model.bin")
+    with pytest.raises(MatrixSSLError, match=words):
+        command(*short(changed, data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    if fault in ("missing", "pickled", "matrix", "bytes"):
+        with pytest.raises(CheckpointError, match=words):
+            llm("merge", "--model", changed, "--out", tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
