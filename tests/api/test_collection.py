@@ -24,7 +24,7 @@ from matrix_ssl.evaluate.explore.clusters import cluster
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.explore.selection import select
 from matrix_ssl.report.listing import Listing
-from matrix_ssl.runs.caches import features_cache
+from matrix_ssl.runs.files import features_cache
 from tests.api.conftest import PIXELS
 
 QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}

@@ -23,7 +23,7 @@ from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_know
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
 from matrix_ssl.evaluate.features import Embedding, grid_of
-from matrix_ssl.evaluate.kept import embed_kept, of_embedding
+from matrix_ssl.evaluate.kept_embedding import embed_kept, of_embedding
 from matrix_ssl.evaluate.protocols import check_protocols, describe_images, run_protocols
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.label_subsets import read_names

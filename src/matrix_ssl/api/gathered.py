@@ -31,15 +31,14 @@ from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.where import absolute as absolute_where
 from matrix_ssl.encoder.where import check_where, is_folder, read_where
-from matrix_ssl.errors import ConfigError, DataError, RunFolderError, check_known
+from matrix_ssl.errors import ConfigError, DataError, check_known
 from matrix_ssl.evaluate.embedding_files import ENDINGS, SELF_DESCRIBING, check_format, read_embedding
 from matrix_ssl.evaluate.feature_rows import KEY
 from matrix_ssl.evaluate.features import Embedding
 from matrix_ssl.report.formats import common_folder
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.caches import features_cache
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import fingerprint
+from matrix_ssl.runs.files import features_cache, fingerprint, in_features_cache
 from matrix_ssl.runs.folder import CONFIG, check_output, read_config
 
 Check = Callable[[Data, Source], None]
@@ -203,15 +202,11 @@ class Gathered:
         keep = None
         if not isinstance(self.data, Splits):
             keep = features_cache() / fingerprint(identity, absolute(self.data), self._split)
-        try:
+        with in_features_cache():
             embedding = evaluation.embed_source(
                 encoder, images, self._images, device=self._device, quiet=self._quiet, keep=keep,
                 digests=file is not None,
             )  # fmt: skip
-        except RunFolderError as error:
-            raise RunFolderError(
-                f"{error} Features are kept there: the variable MATRIX_SSL_CACHE names another folder."
-            ) from error
         embedding = replace(embedding, encoder=absolute_where(str(self._where)))
         if file is not None:
             embedding.save(file)

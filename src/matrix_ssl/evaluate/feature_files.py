@@ -1,4 +1,4 @@
-"""Features on disk, which may exceed memory and are kept when the process is stopped.
+"""Features on disk, which may exceed memory and are kept when the process is stopped. Imports no torch.
 
 Every encoder's rows are appended to a file of plain float32 numbers. ``progress.json``, written after the rows have
 reached the disk, records how many of them are valid; rows that a killed process wrote after them are cut off. The files
@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from matrix_ssl.config.untrusted import append, open_to_append
 from matrix_ssl.errors import RunFolderError
@@ -24,6 +22,8 @@ from matrix_ssl.runs.files import cannot_write, read_json, write_json
 _PROGRESS = "progress.json"
 _INDICES = "indices.i64"
 _SECONDS_BETWEEN_SAVES = 60.0
+ONLY = "encoder"  # the name of an encoder that is the only one
+Vectors = Mapping[str, NDArray[np.float32]]  # by encoder: (m, k)
 
 
 class FeatureFiles:
@@ -61,7 +61,7 @@ class FeatureFiles:
         except OSError as error:
             raise cannot_write(folder, error) from error
 
-    def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
+    def add(self, indices: NDArray[np.int64], vectors: Vectors, problems: list[tuple[str, str]]) -> None:
         """Appends the next images: (m,) readable ones with (m, k) vectors by encoder, and the unreadable ones."""
         self.seen += len(indices) + len(problems)
         self.unreadable += problems
@@ -69,7 +69,7 @@ class FeatureFiles:
             self._append(_INDICES, indices.astype(np.int64))
             for name, rows in vectors.items():
                 self._widths[name] = rows.shape[1]
-                self._append(_file(name), rows.float().cpu().numpy())
+                self._append(_file(name), rows.astype(np.float32, copy=False))
             self._rows += len(indices)
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self.save()
@@ -90,14 +90,13 @@ class FeatureFiles:
         write_json(self._folder / _PROGRESS, values)
         self._saved = time.monotonic()
 
-    def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
+    def read(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
         """Indices (m,) of the readable images and, by encoder, float32 (m, k) memory-mapped from the files; m > 0."""
         indices = np.fromfile(self._folder / _INDICES, dtype=np.int64)
-        vectors = {}
+        vectors: dict[str, NDArray[np.float32]] = {}
         for name, width in self._widths.items():
             # mode "c": a tensor needs writable memory; anything written stays in this process
-            rows: Any = np.memmap(self._folder / _file(name), np.float32, mode="c", shape=(self._rows, width))
-            vectors[name] = torch.from_numpy(rows)
+            vectors[name] = np.memmap(self._folder / _file(name), np.float32, mode="c", shape=(self._rows, width))
         return indices, vectors
 
     def _make_folder(self) -> None:
@@ -113,6 +112,31 @@ class FeatureFiles:
             append(path, rows.tobytes())
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+class FeaturesInMemory:
+    """``FeatureFiles`` without files."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.unreadable: list[tuple[str, str]] = []
+        self._indices: list[NDArray[np.int64]] = []
+        self._rows: dict[str, list[NDArray[np.float32]]] = {}
+
+    def add(self, indices: NDArray[np.int64], vectors: Vectors, problems: list[tuple[str, str]]) -> None:
+        """As ``FeatureFiles.add``."""
+        self.seen += len(indices) + len(problems)
+        self.unreadable += problems
+        self._indices.append(indices)
+        for name, rows in vectors.items():
+            self._rows.setdefault(name, []).append(rows)
+
+    def save(self) -> None:
+        """Does nothing."""
+
+    def read(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        """As ``FeatureFiles.read``."""
+        return np.concatenate(self._indices), {name: np.concatenate(rows) for name, rows in self._rows.items()}
 
 
 def fingerprint_of(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from matrix_ssl.data.base import Source
 from matrix_ssl.data.loading import evaluation_batches
 from matrix_ssl.data.views.augment import normalise
 from matrix_ssl.errors import ConfigError, DataError
-from matrix_ssl.evaluate.feature_files import FeatureFiles
+from matrix_ssl.evaluate.feature_files import ONLY, FeatureFiles, FeaturesInMemory
 
 RAW_PIXELS_SIDE = 32  # raw pixels of larger images are averaged down to this side
 
@@ -63,19 +63,20 @@ def extract(
         DataError: no image can be read.
         ConfigError: the images do not have the number of channels that the encoders take.
     """
-    store = _InMemory() if files is None else files
+    store = FeaturesInMemory() if files is None else files
     fill(store, encoders, source, data, device=device, on_progress=on_progress, on_unreadable=on_unreadable)
     if len(store.unreadable) == len(source):
         raise DataError(f"none of the {len(source)} images of {source.name!r} can be read.")
     store.save()
     indices, vectors = store.read()
     labels = np.full(len(indices), -1) if source.labels is None else source.labels[indices]
-    return Features(vectors, indices, torch.from_numpy(labels), store.unreadable)
+    tensors = {name: torch.from_numpy(rows) for name, rows in vectors.items()}
+    return Features(tensors, indices, torch.from_numpy(labels), store.unreadable)
 
 
 @torch.no_grad()
 def fill(
-    store: "FeatureFiles | _InMemory",
+    store: FeatureFiles | FeaturesInMemory,
     encoders: Mapping[str, nn.Module],
     source: Source,
     data: DataConfig,
@@ -98,7 +99,9 @@ def fill(
         vectors = {}
         if len(chosen):
             pixels = normalise(pixels, data.mean, data.std)
-            vectors = {name: encoder(pixels.to(_dtype(encoder))).float().cpu() for name, encoder in encoders.items()}
+            vectors = {
+                name: encoder(pixels.to(_dtype(encoder))).float().cpu().numpy() for name, encoder in encoders.items()
+            }
         store.add(chosen + start, vectors, problems)
         if on_unreadable and store.unreadable:
             on_unreadable(store.unreadable)
@@ -108,29 +111,6 @@ def fill(
 
 def _dtype(encoder: nn.Module) -> torch.dtype:
     return next((p.dtype for p in encoder.parameters()), torch.float32)
-
-
-class _InMemory:
-    """``FeatureFiles`` without files."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self.unreadable: list[tuple[str, str]] = []
-        self._indices: list[NDArray[np.int64]] = []
-        self._rows: dict[str, list[Tensor]] = {}
-
-    def add(self, indices: NDArray[np.int64], vectors: Mapping[str, Tensor], problems: list[tuple[str, str]]) -> None:
-        self.seen += len(indices) + len(problems)
-        self.unreadable += problems
-        self._indices.append(indices)
-        for name, rows in vectors.items():
-            self._rows.setdefault(name, []).append(rows)
-
-    def save(self) -> None:
-        pass
-
-    def read(self) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
-        return np.concatenate(self._indices), {name: torch.cat(rows) for name, rows in self._rows.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +155,8 @@ def embed(
     on_progress: Callable[[int, int], None] | None = None, files: FeatureFiles | None = None,
 ) -> Embedding:  # fmt: skip
     """Computes the features of a dataset with one encoder; arguments and errors as for ``extract``."""
-    features = extract({"encoder": encoder}, source, data, device=device, on_progress=on_progress, files=files)
-    vectors, grid = features.vectors["encoder"].numpy(), grid_of(encoder)
+    features = extract({ONLY: encoder}, source, data, device=device, on_progress=on_progress, files=files)
+    vectors, grid = features.vectors[ONLY].numpy(), grid_of(encoder)
     if grid is not None:
         vectors = vectors.reshape(len(vectors), grid[0] * grid[1], -1)
     return Embedding(

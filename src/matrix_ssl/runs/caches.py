@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.runs.files import features_cache
 from matrix_ssl.runs.machine import describe_folder
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -32,12 +33,6 @@ def describe_caches() -> dict[str, dict[str, Any]]:
         weights = {"torch hub": _files, "Hugging Face hub": _models}.get(name, lambda path: [])(path)
         caches[name] = describe_folder(path) | {"size": size, "complete": complete, "weights": weights}
     return caches
-
-
-def features_cache() -> Path:
-    """Where ``search`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache; it is never emptied."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matrix-ssl"
-    return expanded(os.environ.get("MATRIX_SSL_CACHE") or user) / "features"
 
 
 def _huggingface(variable: str, name: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from matrix_ssl.config import current_names, system
-from matrix_ssl.config.untrusted import each_line, open_to_append, parse_json, read_file, why
+from matrix_ssl.config.untrusted import each_line, expanded, open_to_append, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -104,6 +104,26 @@ def temporary_folder() -> Iterator[Path]:
         reason = f"Temporary files cannot be written{f' in {place}' if place else ''}: {error.strerror or error}"
         raise RunFolderError(
             f"{reason}. Let the variable TMPDIR name a folder with free space in which files can be written."
+        ) from error
+
+
+def features_cache() -> Path:
+    """Where ``search``, ``serve`` and others keep features: in MATRIX_SSL_CACHE, else the user's cache.
+
+    It is never emptied.
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matrix-ssl"
+    return expanded(os.environ.get("MATRIX_SSL_CACHE") or user) / "features"
+
+
+@contextmanager
+def in_features_cache() -> Iterator[None]:
+    """A block that writes into the cache of features: a RunFolderError says how to name another folder."""
+    try:
+        yield
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"{error} Features are kept there: the variable MATRIX_SSL_CACHE names another folder."
         ) from error
 
 
