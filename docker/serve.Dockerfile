@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt \
 COPY src ./src
 RUN pip install --no-cache-dir --no-deps .
 
-# nobody; the service writes no file
+# nobody; the service writes no file but the features of --data, which MATRIX_SSL_CACHE places
 USER 65534:65534
 ENV HOME=/tmp
 WORKDIR /work

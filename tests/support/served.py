@@ -23,7 +23,7 @@ SETTINGS = ("network.encoder=tiny_resnet", "network.width=8", f"data.image_size=
 class Means(ServedEncoder):
     """The mean of every channel; it counts its batches, and waits while ``may_go`` is not set."""
 
-    name, weights, width, runtime, sha256, digest = "means", "student", 3, "numpy", None, ""
+    name, weights, width, runtime, sha256, digest, identity = "means", "student", 3, "numpy", None, "", "means"
 
     def __init__(self) -> None:
         self.preparation = PREPARATION

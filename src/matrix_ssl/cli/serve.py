@@ -15,8 +15,8 @@ from matrix_ssl.errors import ConfigError
 @options.where
 @click.option("--index", type=options.PATH, metavar="FEATURES", help="File of features written by `embed`, in which "
               "/search searches.")  # fmt: skip
-@click.option("--data", type=options.PATH, metavar="FOLDER", multiple=True, help="Folder of images to embed at startup "
-              "and search in, instead of --index; may be repeated.")  # fmt: skip
+@click.option("--data", type=options.PATH, metavar="FOLDER", multiple=True, help="Folder of images to search in, "
+              "instead of --index; new and changed images are embedded at startup. May be repeated.")  # fmt: skip
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; the "
               "default can only be reached from this machine.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0: a free one.")

@@ -1,6 +1,7 @@
 """Features of an indexed dataset, and the search for the most similar images in it. Does not import torch."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from matrix_ssl.api.serve.served import ServedEncoder
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import read_file, why
 from matrix_ssl.data.layout import list_images
-from matrix_ssl.errors import DataError, UnreadableImage
+from matrix_ssl.errors import DataError, RunFolderError, UnreadableImage
+from matrix_ssl.evaluate.feature_files import ONLY, FeatureFiles, FeaturesInMemory
+from matrix_ssl.evaluate.kept import keep, stamp
+from matrix_ssl.runs.display import Display
+from matrix_ssl.runs.files import features_cache, fingerprint, in_features_cache
+from matrix_ssl.runs.folder import lock
 
 _AT_ONCE = 32  # images that are embedded together
 _MOST_BYTES = 2**31  # of an image file
@@ -104,38 +110,70 @@ def read_index(path: Path) -> Index:
     return Index(features, paths, labels=labels, digest=digest, name=path.name)
 
 
-def index_folders(
-    encoder: ServedEncoder, folders: Sequence[Path], *, say: Callable[[str], None], show: Callable[[int, int], None]
-) -> Index:
+def index_folders(encoder: ServedEncoder, folders: Sequence[Path], *, display: Display) -> Index:
     """Builds the index of all images below the folders; unreadable images are left out and reported.
 
-    Args:
-        say: called with a sentence for each image that cannot be read.
-        show: called with (images done, number of images).
+    Features are kept in the cache, so that only new and changed images are read. If nothing can be written there, as in
+    a container without a place for it, all images are read, and a sentence says so.
 
     Raises:
         DataError: no image can be read.
+        RunFolderError: the cache cannot be written any more, such as for a full disk.
     """
     places = [str(folder / name) for folder in folders for name in list_images(folder).images]
-    paths: list[str] = []
-    features: list[NDArray[np.float32]] = []
-    for start in range(0, len(places), _AT_ONCE):
-        squares = []
-        for place in places[start : start + _AT_ONCE]:
+    name = ", ".join(folder.name for folder in folders)
+    none = DataError(f"{name}: there is no image that can be read.")
+    if not places:
+        raise none
+
+    def compute(store: FeatureFiles | FeaturesInMemory, chosen: NDArray[np.int64] | None) -> None:
+        with display.bar("features") as show:
+            _fill(store, encoder, places, range(len(places)) if chosen is None else chosen.tolist(), show=show)
+
+    cache = features_cache() / fingerprint(encoder.identity, [str(folder.absolute()) for folder in folders])
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(cache))
+        except RunFolderError as error:
+            display.say(
+                f"Warning: {error} The features of {name} are computed now, but not kept for the next start; the "
+                "variable MATRIX_SSL_CACHE names another folder for them."
+            )
+            store: FeatureFiles | FeaturesInMemory = FeaturesInMemory()
+            compute(store, None)
+        else:
+            stack.enter_context(in_features_cache())
+            stamps = [stamp(encoder.identity, str(Path(place).absolute()), place) for place in places]
+            mark = fingerprint([one.hex() for one in stamps])
+            store = keep(cache, len(places), compute, mark=mark, stamps=stamps, say=display.say)
+        for place, reason in store.unreadable:
+            display.say(f"Skipped {place}: {reason}.")
+        if len(store.unreadable) == len(places):
+            raise none
+        indices, vectors = store.read()
+        return Index(vectors[ONLY], [places[index] for index in indices], digest=encoder.digest, name=name)
+
+
+def _fill(
+    store: FeatureFiles | FeaturesInMemory, encoder: ServedEncoder, places: Sequence[str], chosen: Sequence[int],
+    *, show: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    """Adds the features of those of the chosen images that the store has not seen."""
+    for start in range(store.seen, len(chosen), _AT_ONCE):
+        squares, readable = [], list[int]()
+        problems: list[tuple[str, str]] = []
+        for position, index in enumerate(chosen[start : start + _AT_ONCE], start):
+            place = places[index]
             try:
                 squares.append(encoder.square(read_file(place, most=_MOST_BYTES), place))
-                paths.append(place)
+                readable.append(position)
             except UnreadableImage as error:
-                say(f"Skipped {error}.")
+                problems.append((error.where, error.reason))
             except OSError as error:
-                say(f"Skipped {place}: {why(error)}.")
-        if squares:
-            features.append(encoder.features(np.stack(squares)))
-        show(min(start + _AT_ONCE, len(places)), len(places))
-    name = ", ".join(folder.name for folder in folders)
-    if not features:
-        raise DataError(f"{name}: there is no image that can be read.")
-    return Index(np.concatenate(features), paths, digest=encoder.digest, name=name)
+                problems.append((place, why(error)))
+        vectors = {ONLY: encoder.features(np.stack(squares))} if squares else {}
+        store.add(np.array(readable, dtype=np.int64), vectors, problems)
+        show(store.seen, len(chosen))
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -59,7 +59,10 @@ class OnnxEncoder(ServedEncoder):
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.preparation = _preparation(path, metadata)
         self.name, self.weights = metadata.get("architecture", path.stem), metadata.get("weights", "student")
-        self.digest, self.sha256 = metadata.get("encoder_digest", ""), hashlib.sha256(content).hexdigest()
+        self.digest = metadata.get("encoder_digest", "")
+        self.sha256 = self.identity = hashlib.sha256(
+            content
+        ).hexdigest()  # with the metadata on how images are prepared
         self.runtime = f"onnxruntime {runtime.__version__} on {provider.removesuffix('ExecutionProvider')}"
         try:
             self.width = self.features(self.zeros(1)).shape[1]

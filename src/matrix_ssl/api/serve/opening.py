@@ -50,7 +50,8 @@ def open_index(
     Args:
         encoder: the encoder of the service.
         features: a feature file that ``matrix-ssl embed`` wrote; formats other than .npz need PyTorch.
-        data: folders of images to embed now, in place of ``features``.
+        data: folders of images, in place of ``features``. Their features are kept in ``features_cache``: only new and
+            changed images are embedded now.
         quiet: show no progress.
 
     Raises:
@@ -68,9 +69,7 @@ def open_index(
                     f"--data {folder} is not a folder of images: write its features with matrix-ssl embed and "
                     "name them with --index."
                 )
-        display = Display(quiet=quiet)
-        with display.bar("features") as show:
-            index = index_folders(encoder, folders, say=display.say, show=show)
+        index = index_folders(encoder, folders, display=Display(quiet=quiet))
     index.check(encoder)
     return index
 

@@ -51,6 +51,7 @@ class ServedEncoder(ABC):
         runtime: the library that runs the encoder, with its version, and the device.
         sha256: SHA-256 of the file that the weights come from; None: they do not come from a file.
         digest: identifies the encoder, as computed by ``encoder.identity``; empty: not known.
+        identity: stands for everything that determines an image's features; features are kept under it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ServedEncoder(ABC):
     runtime: str
     sha256: str | None
     digest: str
+    identity: str
 
     @abstractmethod
     def square(self, content: bytes, where: str) -> NDArray[Any]:

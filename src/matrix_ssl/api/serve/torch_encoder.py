@@ -49,7 +49,7 @@ class TorchEncoder(ServedEncoder):
         self.preparation = Preparation(
             data.image_size, data.crop_fraction, data.mean, data.std, data.reading, data.crop_mode
         )
-        self.digest = encoder_digest(encoder, data)
+        self.digest = self.identity = encoder_digest(encoder, data)
         self._device = devices.choose_device(device)
         self._encoder = encoder.eval().to(self._device)
         self._type = next((p.dtype for p in encoder.parameters()), torch.float32)
