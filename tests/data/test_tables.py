@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from PIL import Image
 
 from matrix_ssl.data import has_test_split, open_source
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.sources import absolute, check_outside
 from matrix_ssl.errors import DataError
 from tests.support.runs import BARE, make_images, succeed
 from tests.support.runs import from_files as pretrain_from_files
@@ -95,7 +97,7 @@ def test_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ({}, "give t.csv a column with the heading 'label'"),
+        ({}, "give t.csv a column with the heading 'label', or name the column of labels, as in t.csv:label=HEADING"),
         ({"label": ["cat", " ", "dog", ""]}, "2 of 4 rows have no label; fill them in, or remove these rows"),
         ({"label": ["cat"] * 4}, "every image has the label 'cat'; add images of another class"),
     ],
@@ -114,14 +116,18 @@ def test_why_there_are_no_labels(labels: dict[str, list[str]], words: str, tmp_p
     [
         (
             "name,label\n1.png,cat\n",
-            "none of the headings 'name', 'label' is that of the images' paths; name it 'path'",
+            "none of the headings 'name', 'label' is that of the images' paths; name it 'path', or name it behind the "
+            "table, as in t.csv:path=HEADING",
         ),
         ("path,label\n", "lists no image"),
         ("", "none of the headings"),
         ("path,label\n1.png,cat\n,dog\n", "row 3 has no path"),
         ("path,label\n1\0.png,cat\n", "row 2 has no path"),
         ("path,label\n1.png,a\n2.png,b\n1.png,b\n", "the image '1.png' has 2 rows; keep one for each image"),
-        ("path,label\n1,cat\n2,dog\n", "none of its 2 files exists; the first would be .*/1. Write paths relative to"),
+        (
+            "path,label\n3,cat\n4,dog\n",
+            "none of its 2 files exists; the first would be .*/3. Write paths relative to",
+        ),
         ("path,label\n1.png,cat,\n", "row 2 has 3 values and the headings are 2"),
         ("path,split\n1.png,test\n2.png,other\n", "no row is of the training split, only of 'other', 'test'"),
     ],
@@ -176,3 +182,88 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     again = opened(tmp_path / "features.csv")
     assert [Path(again.where(i)).name for i in range(20)] == wanted
     assert again.labelled()[0].tolist() == [k % 2 for k in range(40) if k % 4 > 1]
+
+
+def test_columns_that_are_named(tmp_path: Path) -> None:
+    """They count before headings that are known."""
+    make_files(tmp_path / "photos", FILES)
+    table = write(
+        tmp_path / "t.csv", path=["no"] * 4, Scan=FILES, label=["no"] * 4, **{"Diagnosis (2nd)": CLASSES},
+        split=["no"] * 4, part=["train", "test", "train", "test"],
+    )  # fmt: skip
+    named = Path(f"{table}:path=scan,label=Diagnosis (2nd), split=part,folder=photos")
+    train, test = opened(named), opened(named, "test")
+    assert [train.where(i) for i in range(2)] == [str(tmp_path / "photos" / FILES[i]) for i in (0, 2)]
+    assert (train.classes, train.labelled()[0].tolist()) == (["cat", "dog"], [0, 1])
+    assert (test.where(1), test.labelled()[0].tolist()) == (str(tmp_path / "photos" / FILES[3]), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        (":", "t.csv:: '' names no column; write path=, label=, split= with a heading or folder= with a folder"),
+        (":file", "t.csv:file: 'file' names no column"),
+        (":labels=x", "'labels=x' names no column"),
+        (":label=", "'label=' names no column"),
+        (":path=path,path=note", "'path=note' names a second path; remove one of them"),
+        (":label=note,label=note", "'label=note' names a second label"),
+        (":label=grade", "t.csv has no heading 'grade', only 'path', 'note'; name one of these"),
+        (":folder=photos", "photos is not a folder; write it relative to the folder of the table"),
+    ],
+)
+def test_what_names_no_columns(suffix: str, words: str, tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    table = write(tmp_path / "t.csv", path=FILES, note=CLASSES)
+    with pytest.raises(DataError, match=re.escape(words)):
+        open_source(f"{table}{suffix}", split="train", data_root=None)
+    with pytest.raises(DataError, match=r"absent.csv' is not a file or folder here"):
+        open_source(f"{tmp_path}/absent.csv{suffix}", split="train", data_root=None)
+
+
+def test_named_columns_in_lists_and_in_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files(tmp_path / "a", FILES)
+    make_files(tmp_path / "b", ["bee/1.png", "dog/1.png"])
+    write(tmp_path / "a" / "t.csv", scan=FILES, kind=CLASSES)
+    (tmp_path / "all.txt").write_text("a/t.csv:path=scan,label=kind\nb\n")
+    source = opened(tmp_path / "all.txt")
+    assert (len(source), source.classes) == (6, ["bee", "cat", "dog"])
+    named = open_source("t.csv:path=scan,label=kind", split="train", data_root=tmp_path / "a")
+    assert named.classes == ["cat", "dog"]
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/t.csv:path=scan,folder=../b") == f"{tmp_path}/a/t.csv:path=scan,folder=../b"
+    with pytest.raises(DataError, match="is the dataset itself"):
+        check_outside(tmp_path / "a" / "t.csv", "a/t.csv:path=scan")
+    (tmp_path / "b.txt").write_text("a/absent.csv:path=scan\n")
+    with pytest.raises(DataError, match=r"line 1: .*a/absent.csv:path=scan does not exist"):
+        opened(tmp_path / "b.txt")
+
+
+def test_named_columns_are_recorded_in_the_run(tmp_path: Path) -> None:
+    """Every later command reads the same columns; the same command takes the run up, other columns make another one."""
+    files = [
+        str(path.relative_to(tmp_path / "images")) for path in make_images(tmp_path / "images" / "train_images", 40)
+    ]
+    write(
+        tmp_path / "images" / "scans.csv", scan=files, grade=[str(k % 2) for k in range(40)],
+        half=[str(k // 20) for k in range(40)],
+    )  # fmt: skip
+    place = "images/scans.csv:path=scan,label=grade"
+    words = [word for word in pretrain_from_files(place, "data.workers=0") if word not in ("--out", "r")]
+    succeed(tmp_path, words, before=BARE)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "scans.csv"
+    assert json.loads((run / "config.json").read_text())["data"]["source"] == str(tmp_path / place)
+    shown = succeed(tmp_path, ["evaluate", str(run), "--protocol", "knn", "--device", "cpu"])
+    assert "8 test images" in shown.out + shown.err
+    succeed(tmp_path, ["embed", str(run), "--out", "features.csv", "--device", "cpu"])
+    with (tmp_path / "features.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [str(k % 2) for k in range(40)]
+    other = f"{tmp_path / 'images'}/scans.csv:path=scan,label=half"
+    succeed(tmp_path, ["embed", str(run), "--data", other, "--out", "half.csv", "--device", "cpu"])
+    with (tmp_path / "half.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [str(k // 20) for k in range(40)]
+    metrics = (run / "metrics.jsonl").read_bytes()
+    succeed(tmp_path, words, before=BARE)
+    assert list((tmp_path / "runs").iterdir()) == [run] and (run / "metrics.jsonl").read_bytes() == metrics
+    succeed(tmp_path, [other if word == place else word for word in words], before=BARE)
+    assert sorted(one.name for one in (tmp_path / "runs").iterdir()) == ["images-scans.csv", "scans.csv"]

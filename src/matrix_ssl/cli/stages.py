@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from matrix_ssl.cli import options
 from matrix_ssl.config import Locations, check_agreement, override
+from matrix_ssl.config.csv_table import split_suffix
 from matrix_ssl.errors import DataError, MatrixSSLError
 from matrix_ssl.evaluate.detection.settings import DetectionSettings, check_processes
 from matrix_ssl.runs import signals
@@ -186,7 +187,7 @@ def plan(
         stages.append(Stage(", ".join(group), words, trained, _options(data, "--data")))
     for name in transfer:
         words = ("evaluate", str(run), "--protocol", "transfer", "--data", name, *places)
-        stages.append(Stage(f"transfer to {Path(name).name}", words, data=(name,)))
+        stages.append(Stage(f"transfer to {Path(split_suffix(name)[0]).name}", words, data=(name,)))
     for architecture in architectures if coco else ():
         words = (
             "detect", *coco, "--encoder", str(run), "--architecture", architecture,

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ SEMICOLON = ";"  # between values where the comma is the decimal point
 _SEPARATORS = f",{SEMICOLON}\t"
 # headings of the column of paths, in order of preference
 _PATHS = ("path", "where", "file", "filename", "filepath", "image", "imagepath", "imagefile")
+_SUFFIX = re.compile(r"(.+\.(?:csv|tsv))(:.*)", re.IGNORECASE | re.DOTALL)
 _NO_LETTERS = str.maketrans("", "", " _-")
 
 
@@ -58,5 +60,23 @@ def path_column(header: Sequence[str]) -> int | None:
 
 def find_column(header: Sequence[str], names: Sequence[str]) -> int | None:
     """The number of the first column in the order of ``names``, in any letter case; "File Name" is "filename"."""
-    plain = [heading.lower().translate(_NO_LETTERS) for heading in header]
+    plain = list(map(_plain, header))
     return next((plain.index(name) for name in names if name in plain), None)
+
+
+def column_called(header: Sequence[str], heading: str) -> int | None:
+    """The number of the column with a heading, else of the first that differs only as in ``find_column``."""
+    return header.index(heading) if heading in header else find_column(header, [_plain(heading)])
+
+
+def split_suffix(location: str) -> tuple[str, str]:
+    """The path of a table and the suffix that names its columns, as in ``scans.csv:path=image_id,label=diagnosis``.
+
+    For the location of anything else, and for a table without it, the suffix is empty.
+    """
+    found = _SUFFIX.fullmatch(location)
+    return (found[1], found[2]) if found else (location, "")
+
+
+def _plain(heading: str) -> str:
+    return heading.lower().translate(_NO_LETTERS)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matrix_ssl.config.csv_table import split_suffix
 from matrix_ssl.config.untrusted import expanded, is_file, is_there, read_file, why
 from matrix_ssl.data.kinds.named import is_name
 from matrix_ssl.errors import DataError
@@ -39,7 +40,7 @@ def _lines(path: Path) -> list[str]:
         if not line or line.startswith("#"):
             continue
         names.append(line if is_name(line) else str(path.parent / expanded(line)))
-        if not is_name(line) and not is_there(Path(names[-1])):
+        if not is_name(line) and not is_there(Path(split_suffix(names[-1])[0])):
             raise DataError(
                 f"{path}, line {number}: {names[-1]} does not exist; write a folder or dataset on each line."
             )

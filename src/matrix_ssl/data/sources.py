@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from matrix_ssl.config.csv_table import split_suffix
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded, why
 from matrix_ssl.data import layout
@@ -60,8 +61,8 @@ def open_source(
 
     Args:
         data: a folder (``layout.find_split_folders`` describes the layouts), a packed .npz file or a folder of them, a
-            .tar file or a folder of them, a .csv table of paths and labels (``tables.open_table``), a .txt file that
-            lists datasets (``listed``), ``hf:NAME``, or a name. Names in ``NAMED_SETS`` always mean those datasets; for
+            .tar file or a folder of them, a .csv table of paths and labels (``tables``), a .txt file that lists
+            datasets (``listed``), ``hf:NAME``, or a name. Names in ``NAMED_SETS`` always mean those datasets; for
             such a folder, write ``./cifar10``. Any other may be a folder in the data root. Several are joined into one.
             For Python objects, see ``objects.as_data``.
         split: ``"train"`` or ``"test"``. Without a test split, the training split is the whole dataset.
@@ -166,8 +167,9 @@ def absolute(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
     name = data.removeprefix(prefix)
     if not name or (not prefix and (name in NAMED_SETS or name.startswith(IN_MEMORY))):
         return data
-    path = _expanded(name)
-    return f"{prefix}{path.absolute()}" if _exists(path) else data
+    place, suffix = split_suffix(name)
+    path = _expanded(place)
+    return f"{prefix}{path.absolute()}{suffix}" if _exists(path) else data
 
 
 def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> None:
@@ -175,9 +177,9 @@ def check_outside(path: Path, data: Data, *, data_root: Path | None = None) -> N
     root = _root(data_root)
     names = () if isinstance(data, Splits) else listed(data)
     for name in (names,) if isinstance(names, str) else names:
-        folder = _expanded(name) if name and name not in NAMED_SETS else None
+        folder = _expanded(split_suffix(name)[0]) if name and name not in NAMED_SETS else None
         if folder is not None and root is not None and len(folder.parts) == 1 and not _exists(folder):
-            folder = root / name
+            folder = root / folder
         if folder is not None and folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{path} is inside the images' folder {folder}: choose another place for it.")
         if folder is not None and folder.is_file() and path.resolve() == folder.resolve():
@@ -227,13 +229,14 @@ def _find(name_or_path: str, *, data_root: Path | None, download: bool) -> Split
     root = _root(data_root)
     if name_or_path in TORCHVISION_SETS:
         return _torchvision(name_or_path, root, download=download)
-    path = _expanded(name_or_path)
+    place, suffix = split_suffix(name_or_path)
+    path = _expanded(place)
     if _exists(path):
-        return _at(path)
+        return _at(path, suffix)
     bare = len(path.parts) == 1
-    if bare and root is not None and _exists(root / name_or_path):
-        return _at(root / name_or_path)
-    raise DataError(_missing(name_or_path, path, root if bare else None))
+    if bare and root is not None and _exists(root / place):
+        return _at(root / place, suffix)
+    raise DataError(_missing(place, path, root if bare else None))
 
 
 def _root(data_root: Path | None) -> Path | None:
@@ -243,14 +246,14 @@ def _root(data_root: Path | None) -> Path | None:
     return data_root
 
 
-def _at(path: Path) -> Splits:
+def _at(path: Path, suffix: str = "") -> Splits:
     if path.is_file():
         if path.suffix.lower() == ".npz":
             return Splits(partial(open_packed, [path], name=path.stem), None)
         if is_archive(path):
             return Splits(partial(open_archives, [path], name=path.stem), None)
         if path.suffix.lower() in tables.ENDINGS:
-            training, open_test = tables.open_table(path)
+            training, open_test = tables.open_table(path, suffix)
             return Splits(lambda: training, open_test)
         kind = "a single image" if is_image(path.name) else f"a file of type {path.suffix or 'unknown'}"
         raise DataError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matrix_ssl.config.csv_table import split_suffix
 from matrix_ssl.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
@@ -122,12 +123,14 @@ def _recorded_data(folder: Path) -> list[str]:
 
 
 def _exists(location: str) -> bool:
-    return bool(location) and os.path.exists(_absolute(location))  # noqa: PTH110, False without permission
+    place = _absolute(split_suffix(location)[0])
+    return bool(location) and os.path.exists(place)  # noqa: PTH110, False without permission
 
 
 def _absolute(location: str) -> str:
-    return os.path.abspath(os.path.expanduser(location.removeprefix("hf:")))  # noqa: PTH100, PTH111, ~nobody is no error
+    place, suffix = split_suffix(location.removeprefix("hf:"))
+    return os.path.abspath(os.path.expanduser(place)) + suffix  # noqa: PTH100, PTH111, ~nobody is no error
 
 
 def _path(location: str) -> Path:
-    return Path(location.removeprefix("hf:").removeprefix("memory:")).resolve()
+    return Path(split_suffix(location.removeprefix("hf:").removeprefix("memory:"))[0]).resolve()

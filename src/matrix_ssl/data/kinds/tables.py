@@ -1,27 +1,43 @@
 """Tables of images: CSV files with the path of every image and, in columns of their own, its label and its split.
 
-Headings say what a column holds: paths as in ``config.csv_table``, labels and splits as below, in any letter case.
-Paths are relative to the folder of the table. Splits have the names that folders of splits have.
+Headings say what a column holds: paths as in ``config.csv_table``, labels and splits as below, in any letter case. A
+suffix behind the path of the table, ``:path=HEADING,label=HEADING,split=HEADING,folder=FOLDER``, of which every part is
+optional, names columns with other headings, and the folder that paths are relative to. Without one that is the folder
+of the table. Splits have the names that folders of splits have.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from matrix_ssl.config.csv_table import find_column, path_column, read_table
+from matrix_ssl.config.csv_table import column_called, find_column, path_column, read_table
+from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_classes, describe_splits
 from matrix_ssl.errors import DataError, some
 
 ENDINGS = (".csv", ".tsv")
+_IDS = ("imageid", "imagename", "id")  # headings of columns of paths, after those in ``config.csv_table``
 _LABELS = ("label", "class", "classname", "category", "target")  # headings, in order of preference
 _SPLITS = ("split", "partition", "subset", "set")
+_PARTS = ("path", "label", "split", "folder")  # of a suffix
 
 
-def open_table(path: Path) -> tuple[FolderSource, Callable[[], FolderSource] | None]:
+@dataclass(frozen=True)
+class _Table:
+    path: Path
+    folder: Path  # that the files are relative to
+    files: list[str]
+    labels: list[str] | None  # empty where a row has none
+    remedy: str  # what to do where there are no labels
+
+
+def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[], FolderSource] | None]:
     """The training split of a table, in the order of its rows, and what opens its test split; None if it has none.
 
     Without a column of splits, all images are the training split.
@@ -29,20 +45,62 @@ def open_table(path: Path) -> tuple[FolderSource, Callable[[], FolderSource] | N
     The images are labelled if every row has a label and there are at least two different ones. The classes are those of
     the training split, in numerical order if all are whole numbers, else in alphabetical order.
 
+    Args:
+        path: the table.
+        suffix: names its columns, as described above; empty: their headings do.
+
     Raises:
-        DataError: the table cannot be read; there is no column of paths or no row below the headings; a path is empty
-            or repeated, or none is that of a file; no row is of the training split; a test image is of another class.
+        DataError: the table cannot be read; the suffix is not such a one, or names what is not there; there is no
+            column of paths or no row below the headings; a path is empty or repeated, or
+            none is that of a file; no row is of the training split; a test image is of another class.
     """
+    named = _parse(path, suffix)
     header, rows, _ = read_table(path, errors="surrogateescape")
-    files = _files(path, header, rows)
-    labels = _column(header, rows, _LABELS)
-    splits = _column(header, rows, _SPLITS)
-    if splits is None:
-        return _open_rows(path, files, labels, range(len(rows))), None
-    train, test, remark = _choose_splits(path, [split.lower() for split in splits], labels)
-    training = _open_rows(path, files, labels, train)
-    training.remarks = (*filter(None, [remark]), *training.remarks)
-    return training, partial(_open_rows, path, files, labels, test, classes=training.classes) if test else None
+    columns = _columns(path, header, named)
+    folder = path.parent / expanded(*named.get("folder", ["."]))
+    if not folder.is_dir():
+        raise DataError(f"{path}{suffix}: {folder} is not a folder; write it relative to the folder of the table.")
+    files = _files(path, folder, header, rows, columns["path"])
+    labels, remedy = _labels(path, header, rows, columns)
+    table = _Table(path, folder, files, labels, remedy)
+    splits = [row[column].strip().lower() for column in columns["split"] for row in rows]
+    train, test, split_remark = _choose_splits(path, splits, labels) if columns["split"] else (range(len(rows)), [], "")
+    training = _open_rows(table, train)
+    training.remarks = (*filter(None, [split_remark]), *training.remarks)
+    return training, partial(_open_rows, table, test, classes=training.classes) if test else None
+
+
+def _parse(path: Path, suffix: str) -> dict[str, list[str]]:
+    """The headings, and the folder, by the part of the suffix that names them."""
+    named: dict[str, list[str]] = {}
+    for text in suffix[1:].split(",") if suffix else ():
+        part, _, name = map(str.strip, text.partition("="))
+        if part not in _PARTS or not name:
+            raise DataError(
+                f"{path}{suffix}: {text!r} names no column; write {'=, '.join(_PARTS[:3])}= with a heading or folder= "
+                f"with a folder, and commas between them, as in {path.name}:path=image_id,label=diagnosis."
+            )
+        if part in named:
+            raise DataError(f"{path}{suffix}: {text!r} names a second {part}; remove one of them.")
+        named.setdefault(part, []).append(name)
+    return named
+
+
+def _columns(path: Path, header: Sequence[str], named: dict[str, list[str]]) -> dict[str, list[int]]:
+    """The numbers of the columns of paths, labels and splits: those that are named, else the one by its heading."""
+    paths = path_column(header)
+    known = {
+        "path": find_column(header, _IDS) if paths is None else paths,
+        "label": find_column(header, _LABELS),
+        "split": find_column(header, _SPLITS),
+    }
+    columns = {part: [] if column is None else [column] for part, column in known.items()}
+    for part in columns.keys() & named.keys():
+        numbers = {heading: column_called(header, heading) for heading in named[part]}
+        columns[part] = [column for column in numbers.values() if column is not None]
+        if wrong := [heading for heading, column in numbers.items() if column is None]:
+            raise DataError(f"{path} has no heading {wrong[0]!r}, only {some(map(repr, header))}; name one of these.")
+    return columns
 
 
 def _choose_splits(path: Path, splits: Sequence[str], labels: Sequence[str] | None) -> tuple[list[int], list[int], str]:
@@ -68,47 +126,53 @@ def _choose_splits(path: Path, splits: Sequence[str], labels: Sequence[str] | No
     return train, members[chosen[0]] if chosen else [], remark
 
 
-def _files(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    column = path_column(header)
-    if column is None:
+def _files(
+    path: Path, folder: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]
+) -> list[str]:
+    """The file of every row, relative to the folder."""
+    if not columns:
         raise DataError(
-            f"{path}: none of the headings {some(map(repr, header))} is that of the images' paths; name it 'path'."
+            f"{path}: none of the headings {some(map(repr, header))} is that of the images' paths; name it 'path', or "
+            f"name it behind the table, as in {path.name}:path=HEADING."
         )
     if not rows:
         raise DataError(f"{path} lists no image; write the path of one in each row below the headings.")
-    files = [row[column] for row in rows]
-    if wrong := next((i for i, file in enumerate(files, 2) if not file or "\0" in file), 0):
+    names = [row[columns[0]] for row in rows]
+    if wrong := next((i for i, name in enumerate(names, 2) if not name or "\0" in name), 0):
         raise DataError(f"{path}: row {wrong} has no path; write that of an image, or remove the row.")
-    file, count = Counter(files).most_common(1)[0]
+    start = str(folder)
+    exist = any(os.path.isfile(os.path.join(start, name)) for name in names)  # noqa: PTH113, PTH118, Path is slow
+    file, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise DataError(f"{path}: the image {file!r} has {count} rows; keep one for each image.")
-    if not any((path.parent / file).is_file() for file in files):
+    if not exist:
         raise DataError(
-            f"{path}: none of its {len(files):,} files exists; the first would be {path.parent / files[0]}. Write "
-            "paths relative to the folder of the table, with their extensions, and / between folders."
+            f"{path}: none of its {len(names):,} files exists; the first would be {folder / names[0]}. Write "
+            f"paths relative to the folder of the table, with their extensions and / between folders, or name the folder of the images, as in {path.name}:folder=FOLDER."
         )
-    return files
+    return names
 
 
-def _column(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str] | None:
-    """The values below the first of these headings, without spaces around them; None if there is none."""
-    column = find_column(header, names)
-    return None if column is None else [row[column].strip() for row in rows]
+def _labels(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: dict[str, list[int]]
+) -> tuple[list[str] | None, str]:
+    """The labels, empty for rows without one, None if there is no column of them; and how to give the others one."""
+    chosen = columns["label"]
+    if chosen:
+        return [row[chosen[0]].strip() for row in rows], "fill them in, or remove these rows"
+    remedy = (
+        f"give {path.name} a column with the heading {_LABELS[0]!r}, or name the column of labels, as in "
+        f"{path.name}:label=HEADING"
+    )
+    return None, remedy
 
 
-def _open_rows(
-    path: Path,
-    files: Sequence[str],
-    labels: Sequence[str] | None,
-    rows: Sequence[int],
-    *,
-    classes: list[str] | None = None,
-) -> FolderSource:
+def _open_rows(table: _Table, rows: Sequence[int], *, classes: list[str] | None = None) -> FolderSource:
     """Some rows as a dataset, with the given classes or those of the rows themselves."""
-    chosen = [files[row] for row in rows]
-    own = [] if labels is None else [labels[row] for row in rows]
-    if reason := _why_unlabelled(path, own, classes):
-        source = FolderSource(path.stem, path.parent, chosen, labels=None, classes=None)
+    path, chosen = table.path, [table.files[row] for row in rows]
+    own = [] if table.labels is None else [table.labels[row] for row in rows]
+    if reason := _why_unlabelled(table, own, classes):
+        source = FolderSource(path.stem, table.folder, chosen, labels=None, classes=None)
         source.unlabelled_because = reason
         source.remarks = (f"{path} has no labels: {reason}.",) if own and classes is None else ()
         return source
@@ -120,17 +184,17 @@ def _open_rows(
         )
     number = {name: k for k, name in enumerate(names)}
     values = np.array([number[name] for name in own], dtype=np.int64)
-    source = FolderSource(path.stem, path.parent, chosen, labels=values, classes=names)
+    source = FolderSource(path.stem, table.folder, chosen, labels=values, classes=names)
     source.remarks = (describe_classes(path, names, what=""),) if classes is None else ()
     return source
 
 
-def _why_unlabelled(path: Path, labels: Sequence[str], classes: list[str] | None) -> str:
+def _why_unlabelled(table: _Table, labels: Sequence[str], classes: list[str] | None) -> str:
     """Why there are no labels, with the remedy; empty if there are."""
     if not labels:
-        return f"give {path.name} a column with the heading {_LABELS[0]!r}"
+        return table.remedy
     if missing := labels.count(""):
-        return f"{missing:,} of {len(labels):,} rows have no label; fill them in, or remove these rows"
+        return f"{missing:,} of {len(labels):,} rows have no label; {table.remedy}"
     if classes is None and len(set(labels)) < 2:
         return f"every image has the label {labels[0]!r}; add images of another class"
     return ""
