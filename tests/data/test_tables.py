@@ -220,6 +220,47 @@ def test_what_names_no_columns(suffix: str, words: str, tmp_path: Path) -> None:
         open_source(f"{tmp_path}/absent.csv{suffix}", split="train", data_root=None)
 
 
+def test_one_column_for_each_class(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    healthy, rust, scab = ["1", "0", "0", "1"], ["0", "1", "0", "0"], ["0", "0", "1", "0"]
+    bits = pd.DataFrame({"healthy": healthy, "rust": rust, "scab": scab})
+    for number, form in enumerate((bits, bits.astype(float), bits.astype(int).astype(bool))):
+        table = tmp_path / f"{number}.csv"
+        pd.DataFrame({"image_id": FILES}).join(form).to_csv(table, index=False)
+        plain = opened(table)
+        assert plain.labels is None
+        suffix = ":label=healthy,label=rust,label=scab"
+        assert plain.unlabelled_because.endswith(
+            f"; if its columns of 0 and 1 are the classes, name them all: {table.name}{suffix}"
+        )
+        source = open_source(f"{table}{suffix}", split="train", data_root=None)
+        assert source.classes == ["healthy", "rust", "scab"]
+        assert source.labelled()[0].tolist() == form.to_numpy().astype(float).argmax(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "rust", [["1", "1", "0", "0"], ["0", "0", "0", "0"], ["0", "2", "0", "0"], ["0", "", "0", "0"]]
+)
+def test_several_labels_of_an_image_or_none(rust: list[str], tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    table = write(tmp_path / "t.csv", path=FILES, healthy=["1", "0", "0", "1"], rust=rust, scab=["0", "0", "1", "0"])
+    assert "name them all" not in opened(table).unlabelled_because
+    source = open_source(f"{table}:label=healthy,label=rust,label=scab", split="train", data_root=None)
+    missing = sum(row.count(1) != 1 or sum(row) != 1 for row in _numbers(table))
+    words = (
+        f"{missing} of 4 rows have no label; a label is the heading of the only 1 in the columns healthy, rust, scab, "
+        "the others being 0: remove these rows, or name a single column that has one class for every image, as in "
+        "t.csv:label=HEADING"
+    )
+    assert source.labels is None and source.remarks == (f"{table} has no labels: {words}.",)
+    with pytest.raises(DataError, match=re.escape(words)):
+        source.labelled()
+
+
+def _numbers(table: Path) -> list[list[float]]:
+    return pd.read_csv(table)[["healthy", "rust", "scab"]].fillna(9).to_numpy().tolist()  # type: ignore[no-any-return]
+
+
 def test_named_columns_in_lists_and_in_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_files(tmp_path / "a", FILES)
     make_files(tmp_path / "b", ["bee/1.png", "dog/1.png"])

@@ -26,6 +26,7 @@ _IDS = ("imageid", "imagename", "id")  # headings of columns of paths, after tho
 _LABELS = ("label", "class", "classname", "category", "target")  # headings, in order of preference
 _SPLITS = ("split", "partition", "subset", "set")
 _PARTS = ("path", "label", "split", "folder")  # of a suffix
+_BITS = {text: bit for bit, texts in enumerate([("0", "0.0", "false"), ("1", "1.0", "true")]) for text in texts}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[],
     Without a column of splits, all images are the training split.
 
     The images are labelled if every row has a label and there are at least two different ones. The classes are those of
-    the training split, in numerical order if all are whole numbers, else in alphabetical order.
+    the training split, in numerical order if all are whole numbers, else in alphabetical order. If a suffix names
+    several columns of labels, the label of a row is the heading of the only column in which it has a 1.
 
     Args:
         path: the table.
@@ -80,7 +82,7 @@ def _parse(path: Path, suffix: str) -> dict[str, list[str]]:
                 f"{path}{suffix}: {text!r} names no column; write {'=, '.join(_PARTS[:3])}= with a heading or folder= "
                 f"with a folder, and commas between them, as in {path.name}:path=image_id,label=diagnosis."
             )
-        if part in named:
+        if name in named.get(part, ()) or (part in named and part != "label"):
             raise DataError(f"{path}{suffix}: {text!r} names a second {part}; remove one of them.")
         named.setdefault(part, []).append(name)
     return named
@@ -158,13 +160,30 @@ def _labels(
 ) -> tuple[list[str] | None, str]:
     """The labels, empty for rows without one, None if there is no column of them; and how to give the others one."""
     chosen = columns["label"]
-    if chosen:
+    if len(chosen) == 1:
         return [row[chosen[0]].strip() for row in rows], "fill them in, or remove these rows"
+    if chosen:
+        return [_heading_of_one(header, row, chosen) for row in rows], (
+            f"a label is the heading of the only 1 in the columns {some(header[column] for column in chosen)}, the "
+            f"others being 0: remove these rows, or name a single column that has one class for every image, as in "
+            f"{path.name}:label=HEADING"
+        )
     remedy = (
         f"give {path.name} a column with the heading {_LABELS[0]!r}, or name the column of labels, as in "
         f"{path.name}:label=HEADING"
     )
+    others = [column for column in range(len(header)) if column not in columns["path"] + columns["split"]]
+    can_be_named = len(others) > 1 and all(header[column] and "," not in header[column] for column in others)
+    if can_be_named and all(_heading_of_one(header, row, others) for row in rows):
+        names = ",".join(f"label={header[column]}" for column in others)
+        remedy += f"; if its columns of 0 and 1 are the classes, name them all: {path.name}:{names}"
     return None, remedy
+
+
+def _heading_of_one(header: Sequence[str], row: Sequence[str], columns: Sequence[int]) -> str:
+    """The heading of the only column with a 1, if all others have a 0; else nothing."""
+    bits = [_BITS.get(row[column].strip().lower(), 2) for column in columns]
+    return header[columns[bits.index(1)]] if sum(bits) == 1 else ""
 
 
 def _open_rows(table: _Table, rows: Sequence[int], *, classes: list[str] | None = None) -> FolderSource:
