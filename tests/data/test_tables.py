@@ -12,7 +12,7 @@ from PIL import Image
 from matrix_ssl.data import has_test_split, open_source
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.sources import absolute, check_outside
-from matrix_ssl.errors import DataError
+from matrix_ssl.errors import DataError, UnreadableImage
 from tests.support.runs import BARE, make_images, succeed
 from tests.support.runs import from_files as pretrain_from_files
 
@@ -126,7 +126,7 @@ def test_why_there_are_no_labels(labels: dict[str, list[str]], words: str, tmp_p
         ("path,label\n1.png,a\n2.png,b\n1.png,b\n", "the image '1.png' has 2 rows; keep one for each image"),
         (
             "path,label\n3,cat\n4,dog\n",
-            "none of its 2 files exists; the first would be .*/3. Write paths relative to",
+            "none of its 2 files exists; the first would be .*/3, and no image below .* Write paths relative to",
         ),
         ("path,label\n1.png,cat,\n", "row 2 has 3 values and the headings are 2"),
         ("path,split\n1.png,test\n2.png,other\n", "no row is of the training split, only of 'other', 'test'"),
@@ -182,6 +182,50 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     again = opened(tmp_path / "features.csv")
     assert [Path(again.where(i)).name for i in range(20)] == wanted
     assert again.labelled()[0].tolist() == [k % 2 for k in range(40) if k % 4 > 1]
+
+
+IDS = {"train_images/abc.jpg": "rust", "train_images/x.1.png": "scab", "train_images/7.webp": "rust"}
+
+
+@pytest.mark.parametrize(
+    "names", [["abc", "x.1", "7"], ["abc.jpg", "x.1.png", "7.webp"], ["train_images/abc", "./train_images/x.1", "7"]]
+)
+def test_names_stand_for_the_images_below_the_folder(names: list[str], tmp_path: Path) -> None:
+    make_files(tmp_path, [*IDS, "test_images/def.jpg"])
+    table = write(tmp_path / "train.csv", image_id=names, label=list(IDS.values()))
+    source = opened(table)
+    whole = opened(write(tmp_path / "whole.csv", path=list(IDS), label=list(IDS.values())))
+    assert [source.where(i) for i in range(3)] == [str(tmp_path / file) for file in IDS]
+    assert (source.classes, source.labelled()[0].tolist()) == (["rust", "scab"], [0, 1, 0])
+    assert source.digest == whole.digest
+    assert source.remarks[0] == (
+        f"{table}: its paths are the names of images below {tmp_path}, such as train_images/abc.jpg."
+    )
+
+
+def test_a_name_without_an_image_is_an_unreadable_image(tmp_path: Path) -> None:
+    make_files(tmp_path, list(IDS))
+    source = opened(write(tmp_path / "t.csv", id=["abc", "absent"], label=["a", "b"]))
+    assert int(source.read(0)[0, 0, 0]) == 0
+    with pytest.raises(UnreadableImage, match="absent"):
+        source.read(1)
+
+
+def test_a_name_of_several_images_is_refused_until_the_folder_is_named(tmp_path: Path) -> None:
+    make_files(tmp_path, ["images/abc.jpg", "masks/abc.png", "images/def.jpg"])
+    table = write(tmp_path / "t.csv", image_id=["def", "abc"], label=["a", "b"])
+    words = (
+        r"t.csv: row 3: 'abc' is the name of 2 images below .* \(images/abc.jpg, masks/abc.png\); name the folder of "
+        r"the images, as in t.csv:folder=FOLDER"
+    )
+    with pytest.raises(DataError, match=words):
+        opened(table)
+    for folder in ("images", str(tmp_path / "images"), "../" + tmp_path.name + "/images"):
+        source = open_source(f"{table}:folder={folder}", split="train", data_root=None)
+        assert [int(source.read(i)[0, 0, 0]) for i in range(2)] == [2, 0]
+    twice = write(tmp_path / "u.csv", image_id=["def", "def.jpg"])
+    with pytest.raises(DataError, match=r"the image 'images/def.jpg' has 2 rows"):
+        opened(twice)
 
 
 def test_columns_that_are_named(tmp_path: Path) -> None:
@@ -281,16 +325,15 @@ def test_named_columns_in_lists_and_in_the_data_root(tmp_path: Path, monkeypatch
 
 def test_named_columns_are_recorded_in_the_run(tmp_path: Path) -> None:
     """Every later command reads the same columns; the same command takes the run up, other columns make another one."""
-    files = [
-        str(path.relative_to(tmp_path / "images")) for path in make_images(tmp_path / "images" / "train_images", 40)
-    ]
+    files = [path.stem for path in make_images(tmp_path / "images" / "train_images", 40)]
     write(
         tmp_path / "images" / "scans.csv", scan=files, grade=[str(k % 2) for k in range(40)],
         half=[str(k // 20) for k in range(40)],
     )  # fmt: skip
     place = "images/scans.csv:path=scan,label=grade"
     words = [word for word in pretrain_from_files(place, "data.workers=0") if word not in ("--out", "r")]
-    succeed(tmp_path, words, before=BARE)
+    said = succeed(tmp_path, words, before=BARE).err
+    assert "its paths are the names of images below images, such as train_images/000.jpg." in said
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name == "scans.csv"
     assert json.loads((run / "config.json").read_text())["data"]["source"] == str(tmp_path / place)

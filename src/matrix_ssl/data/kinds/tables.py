@@ -18,7 +18,7 @@ import numpy as np
 from matrix_ssl.config.csv_table import column_called, find_column, path_column, read_table
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.kinds.folder import FolderSource
-from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_classes, describe_splits
+from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_classes, describe_splits, list_images
 from matrix_ssl.errors import DataError, some
 
 ENDINGS = (".csv", ".tsv")
@@ -47,13 +47,15 @@ def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[],
     the training split, in numerical order if all are whole numbers, else in alphabetical order. If a suffix names
     several columns of labels, the label of a row is the heading of the only column in which it has a 1.
 
+    If no file exists, every path stands for the image below the folder whose path ends so, with or without extension.
+
     Args:
         path: the table.
         suffix: names its columns, as described above; empty: their headings do.
 
     Raises:
         DataError: the table cannot be read; the suffix is not such a one, or names what is not there; there is no
-            column of paths or no row below the headings; a path is empty or repeated, or
+            column of paths or no row below the headings; a path is empty or repeated, stands for several images, or
             none is that of a file; no row is of the training split; a test image is of another class.
     """
     named = _parse(path, suffix)
@@ -62,13 +64,13 @@ def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[],
     folder = path.parent / expanded(*named.get("folder", ["."]))
     if not folder.is_dir():
         raise DataError(f"{path}{suffix}: {folder} is not a folder; write it relative to the folder of the table.")
-    files = _files(path, folder, header, rows, columns["path"])
+    files, remark = _files(path, folder, header, rows, columns["path"])
     labels, remedy = _labels(path, header, rows, columns)
     table = _Table(path, folder, files, labels, remedy)
     splits = [row[column].strip().lower() for column in columns["split"] for row in rows]
     train, test, split_remark = _choose_splits(path, splits, labels) if columns["split"] else (range(len(rows)), [], "")
     training = _open_rows(table, train)
-    training.remarks = (*filter(None, [split_remark]), *training.remarks)
+    training.remarks = (*filter(None, [remark, split_remark]), *training.remarks)
     return training, partial(_open_rows, table, test, classes=training.classes) if test else None
 
 
@@ -130,8 +132,8 @@ def _choose_splits(path: Path, splits: Sequence[str], labels: Sequence[str] | No
 
 def _files(
     path: Path, folder: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]
-) -> list[str]:
-    """The file of every row, relative to the folder."""
+) -> tuple[list[str], str]:
+    """The file of every row, relative to the folder, and a sentence on how they were found; the latter may be empty."""
     if not columns:
         raise DataError(
             f"{path}: none of the headings {some(map(repr, header))} is that of the images' paths; name it 'path', or "
@@ -144,15 +146,49 @@ def _files(
         raise DataError(f"{path}: row {wrong} has no path; write that of an image, or remove the row.")
     start = str(folder)
     exist = any(os.path.isfile(os.path.join(start, name)) for name in names)  # noqa: PTH113, PTH118, Path is slow
-    file, count = Counter(names).most_common(1)[0]
+    files = names if exist else _find_below(path, folder, names)
+    file, count = Counter(files).most_common(1)[0]
     if count > 1:
         raise DataError(f"{path}: the image {file!r} has {count} rows; keep one for each image.")
-    if not exist:
+    if exist:
+        return files, ""
+    found = next((file for file, name in zip(files, names, strict=True) if file != name), "")
+    if not found:
         raise DataError(
-            f"{path}: none of its {len(names):,} files exists; the first would be {folder / names[0]}. Write "
-            f"paths relative to the folder of the table, with their extensions and / between folders, or name the folder of the images, as in {path.name}:folder=FOLDER."
+            f"{path}: none of its {len(names):,} files exists; the first would be {folder / names[0]}, and no image "
+            f"below {folder} has such a name, with or without extension. Write paths relative to the folder of the "
+            f"table, with / between folders, or name the folder of the images, as in {path.name}:folder=FOLDER."
         )
-    return names
+    return files, f"{path}: its paths are the names of images below {folder}, such as {found}."
+
+
+def _find_below(path: Path, folder: Path, names: Sequence[str]) -> list[str]:
+    """The image below the folder whose path ends in each name, with or without extension; the name if there is none."""
+    lasts = [os.path.basename(name) for name in names]  # noqa: PTH119, a Path for every row is slow
+    wanted, images = set(lasts), dict[str, list[str]]()
+    for image in list_images(folder).images:
+        last = os.path.basename(image)  # noqa: PTH119
+        for end in wanted.intersection((last, _without_extension(last))):
+            images.setdefault(end, []).append(image)
+    files = []
+    for number, (name, last) in enumerate(zip(names, lasts, strict=True), 2):
+        found = images.get(last, [])
+        if name != last:
+            end = f"{os.sep}{os.path.normpath(name)}"
+            whole = [f"{os.sep}{one}" for one in found]
+            matches = [one.endswith(end) or _without_extension(one).endswith(end) for one in whole]
+            found = [one for one, is_match in zip(found, matches, strict=True) if is_match]
+        if len(found) > 1:
+            raise DataError(
+                f"{path}: row {number}: {name!r} is the name of {len(found)} images below {folder} ({some(found)}); "
+                f"name the folder of the images, as in {path.name}:folder=FOLDER, or write paths with extensions."
+            )
+        files.append(found[0] if found else name)
+    return files
+
+
+def _without_extension(file: str) -> str:
+    return os.path.splitext(file)[0]  # noqa: PTH122, a Path for every file is slow
 
 
 def _labels(
