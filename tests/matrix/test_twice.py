@@ -148,3 +148,17 @@ def test_the_divergence_of_features_where_eigenvalues_coincide():
         assert gradient.isfinite().all()
         with pytest.raises(RuntimeError, match="its second derivative is not defined there"):
             gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-10, 1e-14])
+def test_second_derivatives_between_eigenvalues_that_are_far_apart(small):
+    """Along E = [[0, 1], [1, 0]], that of tr f(A) at diag(1, s) is 2 (f'(1) - f'(s)) / (1 - s), and the trace stays."""
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    along = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    a = torch.diag(torch.tensor([1.0, small], dtype=torch.float64)) + t * along
+    for value, expected in (
+        (matrix.matrix_entropy(a), 2 * math.log(small) / (1 - small)),
+        (matrix.renyi_entropy(a, alpha=0.5), 2 * (1 - small**-0.5) / (1 - small) / (1 + small**0.5)),
+    ):
+        (slope,) = torch.autograd.grad(value, t, create_graph=True)
+        assert torch.autograd.grad(slope, t, retain_graph=True)[0].item() == pytest.approx(expected, rel=1e-12)

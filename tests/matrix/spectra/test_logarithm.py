@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 
-from matrix_ssl.matrix import log1p_ratio, log_det, matrix_log
+from matrix_ssl.matrix import log1p_ratio, log_det, matrix_kl, matrix_log
 from tests.support.matrix_samples import DEFICIENT, SPECTRA, eigenvalue_lists, positive, rows, symmetric_part
 
 
@@ -49,6 +49,18 @@ class TestLogarithm:
         a = positive([0.5, 1.0, 2.0])
         skew = 1e-14 * torch.tensor([[0.0, 1.0, -2.0], [-1.0, 0.0, 0.5], [2.0, -0.5, 0.0]], dtype=torch.float64)
         assert torch.equal(matrix_log(a + skew), matrix_log((a + skew).mT))
+
+    @pytest.mark.parametrize("ridge", [1e-3, 1e-10, 1e-16, 1e-18, 1e-30])
+    def test_gradient_between_eigenvalues_that_are_far_apart(self, ridge):
+        """At diag(1, 0) + ridge·I the derivative of element 01 by itself is (log(1 + μ) - log μ) / 1."""
+        expected = math.log1p(ridge) - math.log(ridge)
+        a = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)).requires_grad_()
+        matrix_log(a, ridge=ridge)[0, 1].backward()
+        assert 2 * a.grad[0, 1].item() == pytest.approx(expected, rel=1e-13)
+        q = a.detach().clone().requires_grad_()
+        p = torch.tensor([[0.5, 0.2], [0.2, 0.5]], dtype=torch.float64)
+        matrix_kl(p, q, ridge=ridge).backward()
+        assert q.grad[0, 1].item() == pytest.approx(-0.2 * expected, rel=1e-13)
 
     def test_ridge(self):
         a = positive([0.0, 0.0, 0.3, 1.2])
