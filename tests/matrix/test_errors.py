@@ -333,6 +333,33 @@ def test_squares_beyond_the_dtype_are_no_silent_nan(function):
         function(x)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        matrix.participation_ratio, matrix.pca_rank, matrix.alpha_req, matrix.spectrum,
+        lambda x: matrix.linear_cka(x, x), lambda x: matrix.linear_cka_matrix([x]), lambda x: matrix.cca(x, x),
+        lambda x: matrix.procrustes_distance(x, x), lambda x: matrix.rsa(x, x),
+        lambda x: of_features.jensen_renyi_divergence(x, x, alpha=1.0),
+    ],
+)  # fmt: skip
+def test_a_mean_beyond_the_dtype_is_an_error(function):
+    x = rows(20, 30).abs() + 1
+    with pytest.raises(NotFiniteError, match=r"values up to .*e\+307, whose sums are beyond torch\.float64: divide it"):
+        function(x / x.max() * 8e307)
+
+
+def test_singular_values_beyond_the_dtype_have_an_effective_rank():
+    x = rows(20, 3)
+    torch.testing.assert_close(matrix.rank_me(x / x.abs().max() * 1e308), matrix.rank_me(x))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30])
+def test_the_schatten_divergence_does_not_depend_on_the_scale_of_features(scale):
+    x, y = rows(9, 3).float(), rows(7, 3, seed=1).float()
+    expected = of_features.schatten_divergence(x, y)
+    torch.testing.assert_close(of_features.schatten_divergence(scale * x, y), expected, rtol=1e-4, atol=0)
+
+
 def test_what_does_not_depend_on_the_scale_of_a_kernel_is_the_same_at_every_one():
     k1, k2 = (unit_kernel(6, 3, seed=s).float() for s in range(2))
     for function in (matrix.joint_entropy, matrix.mutual_information, matrix.difference_of_entropies):

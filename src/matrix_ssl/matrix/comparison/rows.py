@@ -23,6 +23,7 @@ def scaled_rows(x: Tensor, name: str, validate: bool | None, *, dtype: torch.dty
     largest, level = largest_element(rows), 16 * torch.finfo(full.dtype).eps
     if in_range(rows, largest) and (largest > level * (largest + largest_element(mean))).all():
         return rows
+    validation.check_representable(rows, x, name, validate, "sums")
     constant = largest <= level * largest_element(full)
     return torch.where(constant, 0.0, rows / torch.where(constant, 1.0, largest))
 

@@ -90,6 +90,7 @@ def _dissimilarities(
         rows = unit_length(rows)
         with without_autocast(rows):
             cosines = rows @ rows.mT
+        validation.check_representable(cosines, x, name, validate, "sums")
         return 1 - cosines, torch.full_like(cosines, rounding)
     if kind not in ("euclidean", "squared_euclidean"):
         raise ValueError(

@@ -133,6 +133,7 @@ def jensen_renyi_divergence(
     for x, name in zip(features, names, strict=True):
         rows = rescaled(rows_about(x, name, about, validate))
         trace = _trace(rows)
+        validation.check_representable(trace, x, name, validate, "sums")
         kernel_checks.check_trace(trace, x, f"covariance of {name}", validate)
         parts.append(rows / trace[..., None, None].sqrt())
     for (first, name), (second, other) in itertools.combinations(zip(features, names, strict=True), 2):
@@ -159,10 +160,14 @@ def schatten_divergence(
 
     Computed on the side of the features, since the difference of two covariances has no smaller symmetric counterpart.
     """
-    a, b = _two_rows(x, y, 0.0, about, validate)
+    a, b = (rescaled(rows_about(z, name, about, validate)) for z, name in ((x, "x"), (y, "y")))
+    validation.check_same_width(x, y, "x and y")
     for rows, features, name in ((a, x, "x"), (b, y, "y")):
+        validation.check_representable(_trace(rows), features, name, validate, "sums")
         kernel_checks.check_trace(_trace(rows), features, f"covariance of {name}", validate)
-    return density_matrices.schatten_divergence(product(a), product(b), order=order, validate=validate)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    first, second = product(a.to(dtype)), product(b.to(dtype))
+    return density_matrices.schatten_divergence(first, second, order=order, validate=validate)
 
 
 def _cross_entropy(a: Tensor, b: Tensor, ridge: float) -> Tensor:

@@ -5,7 +5,12 @@ from torch import Tensor
 
 from matrix_ssl.matrix.numerics.linalg import smaller_product
 from matrix_ssl.matrix.numerics.scaling import deviations, rescaled
-from matrix_ssl.matrix.numerics.validation import check_positive, checked_matrix, checked_not_negative
+from matrix_ssl.matrix.numerics.validation import (
+    check_positive,
+    check_representable,
+    checked_matrix,
+    checked_not_negative,
+)
 from matrix_ssl.matrix.spectra import spectral_entropies
 from matrix_ssl.matrix.spectra.eigenvalues import eigenvalues_of
 from matrix_ssl.matrix.spectra.logarithm import log_det_of_rows
@@ -31,7 +36,7 @@ def effective_rank(x: Tensor, *, validate: bool | None = None) -> Tensor:
     """
     full = checked_matrix(x, "x", validate)
     # in float64, the square root of an eigenvalue's rounding error stays below float32 rounding
-    entropy = entropy_of_singular_values(full.double(), squared=full.dtype != torch.float64)
+    entropy = entropy_of_singular_values(rescaled(full.double()), squared=full.dtype != torch.float64)
     return entropy.exp().to(full.dtype)
 
 
@@ -73,6 +78,7 @@ def spectrum(features: Tensor, *, validate: bool | None = None) -> Tensor:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
     """
     gram = smaller_product(rescaled(deviations(checked_matrix(features, "features", validate))))
+    check_representable(gram, features, "features", validate, "sums")
     eigenvalues = eigenvalues_of(gram, used=gram.shape[-1]).flip(-1).clamp_min(0)
     return eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
 

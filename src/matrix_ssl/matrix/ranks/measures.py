@@ -26,6 +26,7 @@ from matrix_ssl.matrix.numerics.scaling import deviations, rescaled, unit_length
 from matrix_ssl.matrix.numerics.validation import (
     check_not_negative,
     check_positive,
+    check_representable,
     check_tensor,
     checked_matrix,
     is_number,
@@ -76,7 +77,7 @@ def participation_ratio(features: Tensor, *, validate: bool | None = None) -> Te
         Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, "A theory of multineuronal dimensionality, dynamics and
         measurement", bioRxiv 214262, 2017.
     """
-    gram = linalg.product_of_deviations(checked_matrix(features, "features", validate))
+    gram = _product_of_deviations(checked_matrix(features, "features", validate), validate)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     value = formulas.ratio(trace.square(), gram.square().sum((-2, -1)))
     return value.to(full_precision(features).dtype)
@@ -136,9 +137,8 @@ def pca_rank(features: Tensor, *, share: float = SHARE, validate: bool | None = 
     """
     if not is_number(share) or not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share!r}.")
-    return formulas.count_of_share(
-        covariance_eigenvalues(checked_matrix(features, "features", validate).detach()), share
-    )
+    rows = checked_matrix(features, "features", validate).detach()
+    return formulas.count_of_share(_covariance_eigenvalues(rows, validate), share)
 
 
 def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validate: bool | None = None) -> Tensor:
@@ -168,7 +168,7 @@ def alpha_req(features: Tensor, *, first: int = FIRST, last: int = LAST, validat
     """
     if not (hasattr(first, "__index__") and hasattr(last, "__index__") and 1 <= first < last):
         raise ValueError(f"The ranks must be integers, 1 ≤ first < last, got first={first!r} and last={last!r}.")
-    eigenvalues = covariance_eigenvalues(checked_matrix(features, "features", validate))
+    eigenvalues = _covariance_eigenvalues(checked_matrix(features, "features", validate), validate)
     zero = torch.maximum(zero_level(eigenvalues), _level_of_rounding(eigenvalues, features))
     alpha, fitted = formulas.power_law(eigenvalues, zero, first=first, last=last)
     if looks_at_values(features, validate) and (fitted < 2).any():
@@ -299,9 +299,15 @@ def _level_of_rounding(eigenvalues: Tensor, features: Tensor) -> Tensor:
     return rounding_level(eigenvalues.detach().mean(-1) * ratio.square(), rounding_of(features))
 
 
-def covariance_eigenvalues(features: Tensor) -> Tensor:
-    """Eigenvalues (..., min(n, d)), ascending, in float64, of the covariance of features (..., n, d) up to a factor."""
+def _product_of_deviations(features: Tensor, validate: bool | None) -> Tensor:
     gram = linalg.product_of_deviations(features)
+    check_representable(gram, features, "features", validate, "sums")
+    return gram
+
+
+def _covariance_eigenvalues(features: Tensor, validate: bool | None) -> Tensor:
+    """Eigenvalues (..., min(n, d)), ascending, in float64, of the covariance of features (..., n, d) up to a factor."""
+    gram = _product_of_deviations(features, validate)
     return eigenvalues_of(gram, used=gram.shape[-1]).clamp_min(0)
 
 
