@@ -48,6 +48,7 @@ class TestEntropies:
         found = matrix.low_rank_entropy(positive(3 * p), k=k, alpha=alpha).item()
         assert found == pytest.approx(expected, abs=1e-12)
         assert found >= matrix.renyi_entropy(positive(p), alpha=alpha).item() - 1e-12
+        assert matrix.low_rank_entropy(torch.zeros(4, 4), k=k, alpha=alpha).item() == 0
 
     @pytest.mark.parametrize("about", ["mean", "origin"])
     @pytest.mark.parametrize("shape", [(20, 6), (4, 7)])

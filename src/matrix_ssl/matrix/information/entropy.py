@@ -196,7 +196,8 @@ def low_rank_of(p: Tensor, d: int, alpha: float) -> Tensor:
     k = p.shape[-1]
     if k == d:
         return spectral_entropies.renyi_entropy(p, alpha)
-    rest = (1 - p.sum(-1, keepdim=True)).clamp_min(0) / (d - k)
+    total = p.sum(-1, keepdim=True)
+    rest = torch.where(total > 0, 1 - total, 0.0).clamp_min(0) / (d - k)  # not of the zero matrix
     return spectral_entropies.renyi_entropy(torch.cat([p, rest.expand(*rest.shape[:-1], d - k)], -1), alpha)
 
 
