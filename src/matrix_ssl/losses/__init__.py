@@ -17,7 +17,7 @@ teacher; ``matrix_entropy_loss`` gives its formula.
 References:
     Zhang, Tan, Yang, Huang and Yuan, "Matrix Information Theory for Self-Supervised Learning", ICML 2024, section 4,
     https://arxiv.org/abs/2305.17326.
-    Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6,
+    Liu, Wang, Li and Wang, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 and 6,
     https://arxiv.org/abs/2210.11464.
 """
 

@@ -31,7 +31,8 @@ def mec_loss(
     Args:
         z1, z2: (n, d), student outputs of the two views.
         p1, p2: (n, d), teacher outputs of the two views.
-        distortion: ε > 0, ε_d² / d in the paper; the default is the published value after warm-up.
+        distortion: ε > 0, ``eps`` of the published code, there the square of a decoding error; the default is the
+            published value after warm-up.
         logarithm: ``"taylor"`` as published, or ``"exact"``.
         order: number of Taylor terms, at least 1; used with ``"taylor"`` only.
 

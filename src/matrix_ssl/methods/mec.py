@@ -7,8 +7,8 @@ Encoding the outputs of a batch up to a distortion ε should take as many bits a
 The sum over k = 1 … 4 is the start of the series of log det(I + X). For the loss and its exact form see
 ``matrix_ssl.losses.mec_loss``.
 
-Reference: Liu, Wang, Li and Li, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to 7,
-https://arxiv.org/abs/2210.11464.
+Reference: Liu, Wang, Li and Wang, "Self-Supervised Learning via Maximum Entropy Coding", NeurIPS 2022, equations 4 to
+7, https://arxiv.org/abs/2210.11464.
 """
 
 from __future__ import annotations
