@@ -40,7 +40,7 @@ def matrix_entropy_loss(
 
     S is the Rényi entropy of order α, log(tr C^α) / (1 - α), and at α = 1 the von Neumann entropy -tr(C log C). The
     linear form at order 1 is the loss of VNE (Kim et al.); order 2, -log ‖C‖²_F, is the entropy of FroSSL (Skean et
-    al.), there for columns of length one.
+    al.), whose code for two views scales columns instead of rows.
 
     Value and gradient are computed together, with n x n or d x d matrices, whichever are smaller; no eigenvector is
     differentiated, and for each output one tensor of its size is saved. Whole orders from 2 upwards (on the CPU, up to

@@ -15,9 +15,9 @@ the Rényi entropy of that order. For the loss see ``matrix_ssl.losses.matrix_en
 
 References: two special cases are published methods. The linear form with von Neumann's entropy is that of VNE: Kim,
 Kang, Hwang, Shin and Rhee, "VNE: An Effective Method for Improving Deep Representation by Manipulating Eigenvalue
-Distribution", CVPR 2023, https://arxiv.org/abs/2304.01434. With order 2 it is that of FroSSL, except that FroSSL scales
-columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Frobenius Norm Minimization for Efficient
-Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
+Distribution", CVPR 2023, https://arxiv.org/abs/2304.01434. With order 2 the entropy is that of FroSSL, whose code for
+two views scales columns instead of rows: Skean, Dhakal, Jacobs and Sanchez Giraldo, "FroSSL: Frobenius Norm
+Minimization for Efficient Multiview Self-Supervised Learning", ECCV 2024, https://arxiv.org/abs/2310.02903.
 """
 
 from __future__ import annotations

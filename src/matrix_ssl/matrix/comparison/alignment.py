@@ -18,8 +18,8 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
     """Linear CKA ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) of centred features: (...), from 0 to 1.
 
     It is 1 if one is a rotated, shifted and scaled copy of the other. With few samples for the number of columns, the
-    biased estimator is far above zero for unrelated features, about √(d e) / n and more; the unbiased one is zero on
-    average, and between -1 and 1. CKA is the ratio of HSIC(x, y) to the square root of HSIC(x, x) HSIC(y, y), for
+    biased estimator is far above zero for unrelated features, about √(d e / ((n + d)(n + e))) if these are isotropic;
+    the unbiased one is near zero, since its numerator is zero on average, and between -1 and 1. CKA is the ratio of HSIC(x, y) to the square root of HSIC(x, x) HSIC(y, y), for
     linear kernels. It is computed on the side of the samples or of the features, whichever is cheaper. Constant
     features give 0, without gradient.
 
@@ -38,7 +38,7 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
 
     References:
         Kornblith, Norouzi, Lee and Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019,
-        https://arxiv.org/abs/1905.00414: equation 3.
+        https://arxiv.org/abs/1905.00414: section 3.
         Nguyen, Raghu and Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021,
         https://arxiv.org/abs/2010.15327: the unbiased estimator.
     """

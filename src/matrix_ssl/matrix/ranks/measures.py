@@ -52,7 +52,7 @@ def rank_me(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """RankMe exp(-Σ pᵢ log pᵢ) of features (..., n, d), p their singular values over the sum: 1 to min(n, d).
 
     Not centred. It is ``effective_rank`` of the feature matrix. The paper adds 1e-7 to every pᵢ to avoid log 0; here
-    0 log 0 is 0, which lowers the result for 2048 singular values by a relative 3e-3 at most.
+    0 log 0 is 0, which lowers the result for 2048 singular values by a relative 3.3e-3 at most.
 
     Raises:
         MatrixError: ``features`` is not a matrix, empty, or not finite.
@@ -243,9 +243,9 @@ def self_cluster(features: Tensor, *, validate: bool | None = None) -> Tensor:
     """Self-cluster score of features (..., n, d): how far rows scaled to length one are from uniform on the sphere.
 
     It is (d m - 1) / (d - 1), with m the mean squared cosine over pairs of different rows: 0 in expectation for uniform
-    directions, 1 if all rows are parallel, and at least -1 / (n - 1). Unlike for a rank, low means spread out. Not
-    centred. As a mean over pairs, it is not biased by the number of samples. A row of zeros has cosine 0 with every
-    other row.
+    directions, 1 if all rows are parallel, and at least -1 / (n - 1) without rows of zeros, whose cosine with every
+    other row is 0. Unlike for a rank, low means spread out. Not centred. As a mean over pairs, it is not biased by the
+    number of samples.
 
     Raises:
         MatrixError: ``features`` is not a matrix, has fewer than two rows or columns, or is not finite.
