@@ -19,9 +19,9 @@ def linear_cka(x: Tensor, y: Tensor, *, estimator: Estimator = "biased", validat
 
     It is 1 if one is a rotated, shifted and scaled copy of the other. With few samples for the number of columns, the
     biased estimator is far above zero for unrelated features, about √(d e / ((n + d)(n + e))) if these are isotropic;
-    the unbiased one is near zero, since its numerator is zero on average, and between -1 and 1. CKA is the ratio of HSIC(x, y) to the square root of HSIC(x, x) HSIC(y, y), for
-    linear kernels. It is computed on the side of the samples or of the features, whichever is cheaper. Constant
-    features give 0, without gradient.
+    the unbiased one is near zero, since its numerator is zero on average, and between -1 and 1. CKA is the ratio of
+    HSIC(x, y) to the square root of HSIC(x, x) HSIC(y, y), for linear kernels. It is computed on the side of the
+    samples or of the features, whichever is cheaper. Constant features give 0, without gradient.
 
     float32 is accurate to 1e-5; half precision is computed in float32.
 
