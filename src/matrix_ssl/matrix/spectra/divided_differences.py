@@ -17,6 +17,7 @@ def log_difference(a: Tensor, b: Tensor) -> Tensor:
     """
     y = (a - b) / (a + b)
     apart = y.abs() > _FAR
+    y = torch.where(apart, 0.0, y)  # atanh has no finite derivative at 1
     ratio = torch.where(y == 0, 1.0, torch.atanh(y) / torch.where(y == 0, 1.0, y))
     return torch.where(apart, (a.log() - b.log()) / torch.where(apart, a - b, 1.0), 2 / (a + b) * ratio)
 
@@ -56,7 +57,8 @@ def power_difference(a: Tensor, b: Tensor, exponent: float) -> Tensor:
     inside = small > 0
     safe = torch.where(large > 0, large, 1.0)
     y = torch.where(inside, (small - large) / (small + large), 0.0)
-    t = torch.where(y < -_FAR, torch.where(inside, small / safe, 1.0).log(), 2 * torch.atanh(y))
+    far = y < -_FAR
+    t = torch.where(far, torch.where(inside, small / safe, 1.0).log(), 2 * torch.atanh(torch.where(far, 0.0, y)))
     apart = t < 0
     log = torch.where(apart, t, -1.0)
     ratio = (log if exponent == 0 else torch.expm1(exponent * log) / exponent) / torch.expm1(log)
