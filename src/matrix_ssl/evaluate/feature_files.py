@@ -63,26 +63,32 @@ class FeatureFiles:
 
     def add(self, indices: NDArray[np.int64], vectors: Vectors, problems: list[tuple[str, str]]) -> None:
         """Appends the next images: (m,) readable ones with (m, k) vectors by encoder, and the unreadable ones."""
-        self.seen += len(indices) + len(problems)
-        self.unreadable += problems
-        if len(indices):
+        readable = len(indices)
+        processed = readable + len(problems)
+        if readable:
             self._append(_INDICES, indices.astype(np.int64))
             for name, rows in vectors.items():
                 self._widths[name] = rows.shape[1]
                 self._append(_file(name), rows.astype(np.float32, copy=False))
-            self._rows += len(indices)
+        # without a call between them, so what is saved after a full disk or Ctrl-C has all of these images or none
+        self.seen += processed
+        self._rows += readable
+        self.unreadable += problems
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES:
             self.save()
 
     def save(self) -> None:
         """Saves the rows added so far, so that they survive the end of this process."""
         self._make_folder()
-        for name in _sizes(self._rows, self._widths):
-            descriptor = os.open(self._folder / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        try:
+            for name in _sizes(self._rows, self._widths):
+                descriptor = os.open(self._folder / name, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
         values = {
             "fingerprint": self._fingerprint, "seen": self.seen, "rows": self._rows, "widths": self._widths,
             "unreadable": self.unreadable,
