@@ -4,7 +4,9 @@ import hashlib
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,12 @@ from torch import nn
 import matrix_ssl
 from matrix_ssl.api.evaluation import embed_source, open_images
 from matrix_ssl.config import DataConfig
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.data import identity
+from matrix_ssl.data.kinds.folder import FolderSource
+from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
+from matrix_ssl.evaluate import feature_files, kept
 from matrix_ssl.evaluate.embedding_files import read_embedding
+from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding
 from tests.support import runs
 
@@ -103,6 +109,49 @@ def test_unreadable_images_are_tried_again(photos: Path, tmp_path: Path) -> None
     check(photos, keep=tmp_path / "keep", seen=1)
 
 
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_images_that_can_be_read_after_an_installation(
+    all_of_them: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files stay as they are, and so does the dataset's digest."""
+    read = FolderSource.read
+
+    def without_package(self: FolderSource, index: int) -> torch.Tensor:
+        if all_of_them or self.where(index).endswith(("2.png", "7.png")):
+            raise UnreadableImage(self.where(index), "install what reads it")
+        return read(self, index)
+
+    keep = tmp_path / "keep"
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", without_package)
+        if all_of_them:
+            with pytest.raises(DataError, match="none of the 10 images"):
+                features(photos, keep=keep)
+        else:
+            check(photos, keep=keep, seen=8)
+            check(photos, keep=keep, seen=0)
+    check(photos, keep=keep, seen=10 if all_of_them else 2)
+    check(photos, keep=keep, seen=0)
+
+
+def test_a_change_that_the_digest_of_a_large_dataset_misses(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "WHOLE", 1000)
+    monkeypatch.setattr(identity, "START", 60)
+    for number in range(3):
+        Image.new("RGB", (9, 9), (number, 7, 7)).save(photos / f"{number}.bmp")
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=13)
+    before = features(photos, keep=None)[0].digest
+    pixels = bytearray((photos / "1.bmp").read_bytes())
+    pixels[100:] = bytes(200 for _ in pixels[100:])
+    (photos / "1.bmp").write_bytes(pixels)
+    assert features(photos, keep=None)[0].digest == before
+    check(photos, keep=keep, seen=1)
+    check(photos, keep=keep, seen=0)
+
+
 def test_several_folders_and_another_encoder(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "more" / "1.png", 1)
     keep = tmp_path / "keep"
@@ -187,6 +236,75 @@ def test_what_is_damaged_is_computed_anew(damage: str, photos: Path, tmp_path: P
     check(photos, keep=keep, seen=11)
     write(photos / "b.png", 1)
     check(photos, keep=keep, seen=1)
+
+
+@pytest.mark.parametrize("change", ["other image", "same image"])
+def test_new_images_that_change_after_an_interruption(
+    change: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed before it is not taken for the features of other images, or of what an image was before."""
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    for number in range(300):
+        write(photos / f"n{number:03}.png", number)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureFiles, "add", stops_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            features(photos, keep=keep)
+    place = photos / ("5.png" if change == "other image" else "n000.png")
+    content = place.read_bytes()
+    place.unlink()
+    place.write_bytes(content)  # the same content, and so the same digest
+    check(photos, keep=keep, seen=301 if change == "other image" else 300)
+
+
+def stops_after(batches: int) -> Callable[..., None]:
+    """``FeatureFiles.add`` in a process that is interrupted after some batches."""
+    add, left = FeatureFiles.add, [batches]
+
+    def interrupted(self: FeatureFiles, *values: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(self, *values)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("left", ["old", "both", "swapping"])
+def test_what_a_killed_process_left_does_not_stop_the_next(left: str, photos: Path, tmp_path: Path) -> None:
+    """Its dataset changed once more: after the rows were replaced, and between the two renames that replace them."""
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    if left == "swapping":
+        (keep / "rows").rename(keep / "old")
+    else:
+        shutil.copytree(keep / "rows", keep / "old")
+    if left == "both":
+        shutil.copytree(keep / "rows", keep / "next")
+    write(photos / "a.png", 11)
+    check(photos, keep=keep, seen=1)
+    assert sorted(path.name for path in keep.iterdir() if path.is_dir()) == ["rows"]
+
+
+def test_rows_that_were_merged_in_part_are_not_taken_for_all(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is stopped while it merges the features of an earlier file, and there are unreadable images."""
+    (photos / "0.png").write_bytes(b"no image")
+    source = open_images(str(photos), DATA, split="train", data_root=None, download=False)
+    earlier = embed_source(Counting(), DATA, source, device="cpu", quiet=True, digests=True)
+    write(photos / "a.png", 11)
+    source = open_images(str(photos), DATA, split="train", data_root=None, download=False)
+    keep = tmp_path / "keep"
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "_ROWS", 4)
+        patch.setattr(feature_files, "_SECONDS_BETWEEN_SAVES", 0.0)
+        patch.setattr(FeatureFiles, "add", stops_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            embed_source(Counting(), DATA, source, device="cpu", quiet=True, keep=keep, earlier=earlier)
+    assert (keep / "next" / "progress.json").exists()
+    check(photos, keep=keep, seen=10)
 
 
 @pytest.mark.parametrize("moment", ["new", "merged", "swapped", "cleared"])

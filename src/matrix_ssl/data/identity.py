@@ -39,12 +39,17 @@ def content_digest(
     _add(digest.update, sizes.astype("<i8").tobytes())
     _add(digest.update, b"" if labels is None else labels.astype("<i8").tobytes())
     present = np.flatnonzero(sizes != ABSENT)
-    small = int(sizes[present].sum()) <= WHOLE
+    small = is_whole(sizes)
     if not small and len(present) > SAMPLE:
         present = present[np.linspace(0, len(present) - 1, SAMPLE).astype(np.int64)]
     for index in present.tolist():
         _add(digest.update, read(index, int(sizes[index]) if small else START))
     return digest.hexdigest()[:16]
+
+
+def is_whole(sizes: NDArray[np.int64]) -> bool:
+    """Whether the digest of images of these sizes covers all of their bytes."""
+    return int(sizes[sizes != ABSENT].sum()) <= WHOLE
 
 
 def _add(update: Callable[[bytes], None], part: bytes) -> None:

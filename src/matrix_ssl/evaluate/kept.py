@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.evaluate.feature_files import ONLY, FeatureFiles, fingerprint_of
-from matrix_ssl.runs.files import write_atomically
+from matrix_ssl.runs.files import cannot_write, fingerprint, write_atomically
 
 _SIZE = 16  # bytes of a hash, and characters of a mark
 _ROWS = 4096  # that are copied at once
+_TRIED = 64  # images that could not be read, which are tried again
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,25 @@ class Earlier:
     row: NDArray[np.int64]  # (n,), for every image of the dataset its row, or -1; at least one has a row
 
 
-def stamp(identity: str, where: str, file: str) -> bytes:
-    """A hash of an image: of the identity of its encoder, its place, and the size and times of change of its file."""
+def stamp(identity: str, where: str, file: str) -> tuple[bytes, int]:
+    """A hash of an image: of the identity of its encoder, its place, and the size and times of change of its file.
+
+    Also returns that size in bytes; 0 for a file that is absent.
+    """
+    size = 0
     try:
         status = os.stat(file)  # noqa: PTH116, a Path for every file is slow
-        facts = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        size, facts = status.st_size, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     except (OSError, ValueError):
         facts = "absent"
     text = f"{identity}\0{where}\0{facts}"
-    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:_SIZE]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:_SIZE], size
 
 
 def keep(
     folder: Path, count: int, compute: Callable[[FeatureFiles, NDArray[np.int64] | None], None], *, mark: str,
-    stamps: Sequence[bytes] | None, say: Callable[[str], None], earlier: Earlier | None = None,
+    stamps: Sequence[bytes] | None, can_read: Callable[[int], bool], say: Callable[[str], None],
+    earlier: Earlier | None = None,
 ) -> FeatureFiles:  # fmt: skip
     """The features of a dataset in a folder, which no other process may use; those that it lacks are computed.
 
@@ -52,8 +58,9 @@ def keep(
         count: the number of images.
         compute: called with files and the indices of images, None for all. It adds the features by ``ONLY`` of these
             images, from the one on that the files have not seen.
-        mark: 16 hexadecimal digits that stand for the encoder and the dataset.
+        mark: 16 hexadecimal digits that stand for the encoder and the dataset, or its stamps.
         stamps: the hash of every image; None: an image is not a file of its own, so all are computed again.
+        can_read: whether an image, which could not be read, can be now.
         say: called with sentences for the user.
         earlier: the features that some of the images have already, if the folder has none of an earlier version.
 
@@ -74,12 +81,17 @@ def keep(
             if files.seen:
                 files.save()
 
-    if not rows.exists() and fingerprint_of(folder / "next") == mark:  # a process was killed while it renamed them
-        (folder / "next").rename(rows)
-    if fingerprint_of(rows) != mark and (earlier := _of_folder(folder, stamps) or earlier) is not None:
+    _put_back(folder, mark, count)
+    what = "could not be read before"
+    if fingerprint_of(rows) == mark:
+        earlier = _readable_now(rows, mark, count, can_read)
+    else:
+        what, earlier = "are new or have changed", _of_folder(folder, stamps) or earlier
+    if earlier is not None:
         fresh = np.flatnonzero(earlier.row < 0)
-        say(f"{len(fresh):,} of {count:,} images are new or have changed; the features of the others are kept.")
-        new = FeatureFiles(folder / "new", fingerprint=mark)
+        say(f"{len(fresh):,} of {count:,} images {what}; the features of the others are kept.")
+        which = [index if stamps is None else stamps[index].hex() for index in fresh.tolist()]
+        new = FeatureFiles(folder / "new", fingerprint=fingerprint(mark, which))
         complete(new, fresh)
         _merge(folder, mark, earlier, fresh, new)
     files = FeatureFiles(rows, fingerprint=mark)
@@ -116,6 +128,22 @@ def _of_folder(folder: Path, stamps: Sequence[bytes] | None) -> Earlier | None:
     return Earlier(vectors[ONLY], row) if (row >= 0).any() else None
 
 
+def _readable_now(rows: Path, mark: str, count: int, can_read: Callable[[int], bool]) -> Earlier | None:
+    """The complete features in a folder if an image that could not be read can be now, as with a package installed."""
+    files = FeatureFiles(rows, fingerprint=mark)
+    if files.seen < count or not files.unreadable:
+        return None
+    if len(files.unreadable) == count:
+        shutil.rmtree(rows, ignore_errors=True)
+        return None
+    indices, vectors = files.read()
+    row = np.full(count, -1, dtype=np.int64)
+    row[indices] = np.arange(len(indices))
+    tried = np.flatnonzero(row < 0)
+    tried = tried[:: -(-len(tried) // _TRIED)]
+    return Earlier(vectors[ONLY], row) if any(map(can_read, tried.tolist())) else None
+
+
 def _merge(folder: Path, mark: str, earlier: Earlier, fresh: NDArray[np.int64], new: FeatureFiles) -> None:
     """Replaces the rows in the folder by earlier and new ones, in the order of the images."""
     rows, following = folder / "rows", folder / "next"
@@ -136,9 +164,26 @@ def _merge(folder: Path, mark: str, earlier: Earlier, fresh: NDArray[np.int64], 
         merged.add(chosen, {ONLY: block}, [])
     merged.add(np.zeros(0, dtype=np.int64), {}, new.unreadable)
     merged.save()
+    shutil.rmtree(folder / "old", ignore_errors=True)  # of a process that was killed
     if rows.exists():
-        rows.rename(folder / "old")
-    following.rename(rows)
+        _rename(rows, folder / "old")
+    _rename(following, rows)
+
+
+def _put_back(folder: Path, mark: str, count: int) -> None:
+    """Renames the rows that a process had merged, or else those before, if it was killed between the two renames."""
+    if not (folder / "rows").exists():
+        is_merged = FeatureFiles(folder / "next", fingerprint=mark).seen == count
+        found = folder / ("next" if is_merged else "old")
+        if found.exists():
+            _rename(found, folder / "rows")
+
+
+def _rename(path: Path, to: Path) -> None:
+    try:
+        path.rename(to)
+    except OSError as error:
+        raise cannot_write(to, error) from error
 
 
 def _clear(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """``features.embed`` with features that are kept in a folder, as ``kept`` describes."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from matrix_ssl.config import DataConfig
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.identity import is_whole
 from matrix_ssl.errors import UnreadableImage
 from matrix_ssl.evaluate.feature_files import ONLY, FeatureFiles
 from matrix_ssl.evaluate.features import Embedding, embed, fill
@@ -56,17 +58,30 @@ def embed_kept(
         with display.bar("features") as show:
             fill(files, {ONLY: encoder}, images, data, device=device, on_progress=show)
 
-    mark, stamps = fingerprint(identity, source.name, source.digest), _stamps(source, identity)
-    files = keep(folder, len(source), compute, mark=mark, stamps=stamps, say=display.say, earlier=earlier)
+    def can_read(index: int) -> bool:
+        try:
+            source.read(index)
+        except UnreadableImage:
+            return False
+        return True
+
+    stamps, sizes = _stamps(source, identity)
+    # the digest of a large dataset does not cover all of its bytes
+    state = [] if stamps is None or is_whole(sizes) else [hashlib.sha256(b"".join(stamps)).hexdigest()]
+    files = keep(
+        folder, len(source), compute, mark=fingerprint(identity, source.name, source.digest, *state), stamps=stamps,
+        can_read=can_read, say=display.say, earlier=earlier,
+    )  # fmt: skip
     return embed(encoder, source, data, device=device, files=files)
 
 
-def _stamps(source: Source, identity: str) -> list[bytes] | None:
-    """The hash of every image; None if an image is not a file of its own."""
-    stamps = []
+def _stamps(source: Source, identity: str) -> tuple[list[bytes] | None, NDArray[np.int64]]:
+    """The hash of every image, None if an image is not a file of its own; and the sizes of the files."""
+    stamps, sizes = [], np.zeros(len(source), dtype=np.int64)
     for index in range(len(source)):
         file = source.file(index)
         if file is None:
-            return None
-        stamps.append(stamp(identity, source.where(index), file))
-    return stamps
+            return None, sizes
+        one, sizes[index] = stamp(identity, source.where(index), file)
+        stamps.append(one)
+    return stamps, sizes

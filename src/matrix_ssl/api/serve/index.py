@@ -130,6 +130,13 @@ def index_folders(encoder: ServedEncoder, folders: Sequence[Path], *, display: D
         with display.bar("features") as show:
             _fill(store, encoder, places, range(len(places)) if chosen is None else chosen.tolist(), show=show)
 
+    def can_read(index: int) -> bool:
+        try:
+            encoder.square(read_file(places[index], most=_MOST_BYTES), places[index])
+        except (UnreadableImage, OSError):
+            return False
+        return True
+
     cache = features_cache() / fingerprint(encoder.identity, [str(folder.absolute()) for folder in folders])
     with ExitStack() as stack:
         try:
@@ -143,9 +150,11 @@ def index_folders(encoder: ServedEncoder, folders: Sequence[Path], *, display: D
             compute(store, None)
         else:
             stack.enter_context(in_features_cache())
-            stamps = [stamp(encoder.identity, str(Path(place).absolute()), place) for place in places]
+            stamps = [stamp(encoder.identity, str(Path(place).absolute()), place)[0] for place in places]
             mark = fingerprint([one.hex() for one in stamps])
-            store = keep(cache, len(places), compute, mark=mark, stamps=stamps, say=display.say)
+            store = keep(
+                cache, len(places), compute, mark=mark, stamps=stamps, can_read=can_read, say=display.say
+            )  # fmt: skip
         for place, reason in store.unreadable:
             display.say(f"Skipped {place}: {reason}.")
         if len(store.unreadable) == len(places):
