@@ -64,6 +64,19 @@ def test_the_order_is_that_of_the_rows_and_paths_may_lead_anywhere(tmp_path: Pat
     assert opened(write(tmp_path / "tables" / "u.csv", file=rows, label=["10", "9", "a"])).classes == ["10", "9", "a"]
 
 
+def test_classes_that_are_numbers_are_in_their_order_however_long(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    numbers = ["10" * 3000, "010", "9", "10"]
+    assert opened(write(tmp_path / "t.csv", path=FILES, label=numbers)).classes == ["9", "010", "10", "10" * 3000]
+
+
+def test_names_that_mean_a_missing_value_elsewhere_and_a_blank_line_above_the_headings(tmp_path: Path) -> None:
+    make_files(tmp_path, FILES)
+    rows = zip(["path", *FILES], ["label", "NA", "None", "nan", "NA"], strict=True)
+    (tmp_path / "t.csv").write_text("\n" + "".join(f"{file};{label}\n" for file, label in rows))
+    assert opened(tmp_path / "t.csv").classes == ["NA", "None", "nan"]
+
+
 def test_a_spreadsheet_and_names_that_are_not_text(tmp_path: Path) -> None:
     make_files(tmp_path, FILES)
     wide = tmp_path / "wide.csv"
@@ -128,6 +141,10 @@ def test_why_there_are_no_labels(labels: dict[str, list[str]], words: str, tmp_p
             "path,label\n3,cat\n4,dog\n",
             "none of its 2 files exists; the first would be .*/3, and no image below .* Write paths relative to",
         ),
+        ("path,label\n1.png,a\n2.png,b\n./1.png,b\n", "the image '1.png' has 2 rows; keep one for each image"),
+        (f"image,label\n{'A' * 3000},a\n{'B' * 3000},b\n", "none of its 2 files exists"),
+        ('path,label\n1.png,"cat\n2.png,dog\n', "t.csv, line 3: unexpected end of data; close every quotation mark"),
+        ('path,label\n1.png,"cat\n2.png,"dog\n', "t.csv, line 3: ',' expected after '\"'; close every quotation mark"),
         ("path,label\n1.png,cat,\n", "row 2 has 3 values and the headings are 2"),
         ("path,split\n1.png,test\n2.png,other\n", "no row is of the training split, only of 'other', 'test'"),
     ],

@@ -33,16 +33,23 @@ def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[l
         content = read_file(path, most=MOST_TEXT)
         is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16") if is_wide else content.decode("utf-8-sig", errors=errors)
-        first = text.partition("\n")[0]
-        separator = max(_SEPARATORS, key=first.count)
-        lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not in UTF-8, from its byte {error.start} on: save it as CSV UTF-8, or convert it, from the "
             "encoding of Windows by iconv -f WINDOWS-1252 -t UTF-8."
         ) from None
-    except (OSError, ValueError, csv.Error) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read as a CSV file: {why(error)}.") from error
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = max(_SEPARATORS, key=first.count)
+    # strict: else a quotation mark that is never closed takes the rest of the file as one value
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        lines = [row for row in reader if row]
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}; close every quotation mark, and double those inside a value."
+        ) from error
     header = [heading.strip() for heading in lines[0]] if lines else []
     if repeated := [heading for heading in header if header.count(heading) > 1]:
         raise DataError(f"{path}: the heading {repeated[0]!r} is repeated; rename one.")

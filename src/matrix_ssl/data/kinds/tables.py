@@ -147,9 +147,10 @@ def _files(
     start = str(folder)
     exist = any(os.path.isfile(os.path.join(start, name)) for name in names)  # noqa: PTH113, PTH118, Path is slow
     files = names if exist else _find_below(path, folder, names)
-    file, count = Counter(files).most_common(1)[0]
+    plain = [os.path.normpath(os.path.join(start, file)) for file in files]  # noqa: PTH118, ./cat/1.png is cat/1.png
+    place, count = Counter(plain).most_common(1)[0]
     if count > 1:
-        raise DataError(f"{path}: the image {file!r} has {count} rows; keep one for each image.")
+        raise DataError(f"{path}: the image {files[plain.index(place)]!r} has {count} rows; keep one for each image.")
     if exist:
         return files, ""
     found = next((file for file, name in zip(files, names, strict=True) if file != name), "")
@@ -256,5 +257,7 @@ def _why_unlabelled(table: _Table, labels: Sequence[str], classes: list[str] | N
 
 
 def _in_order(names: set[str]) -> list[str]:
-    are_numbers = all(name.isdecimal() for name in names)
-    return sorted(names, key=lambda name: (int(name), name) if are_numbers else (0, name))
+    """Whole numbers by their size, without ``int``, which refuses long ones; any other names by the alphabet."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names)
+    return sorted(names, key=lambda name: (len(digits := name.lstrip("0")), digits, name))
