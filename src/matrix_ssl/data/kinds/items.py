@@ -189,7 +189,8 @@ def _labels(labels: Sequence[Any], items: Any, name: str) -> tuple[Labels, Class
     values = [_plain(label) for label in labels]
     if all(isinstance(value, str) for value in values):
         classes = sorted(set(values))
-        return np.array([classes.index(value) for value in values], dtype=np.int64), classes
+        number = {name: k for k, name in enumerate(classes)}
+        return np.array([number[value] for value in values], dtype=np.int64), classes
     if not all(map(_is_number, values)):
         return None, None
     known = getattr(items, "classes", None) or getattr(getattr(items, "dataset", None), "classes", None)
