@@ -154,6 +154,7 @@ def test_tables_hold_conversations_as_lists_or_as_json(tmp_path: Path) -> None:
         ({"messages": [{"author": "a", "text": "b"}]}, "message 1 has the keys author, text; expected"),
         ({"conversations": ["q", "a"]}, "conversations, message 1 is 'q'; expected a list of messages"),
         ({"messages": "q"}, "messages is 'q'; expected a list of messages"),
+        ({"messages": {"role": ["user", "assistant", "user"], "content": ["q", "a"]}}, "lists of 2 and 3 entries"),
         ({"messages": [*QUESTION, says("assistant", None, tool_calls=[{"id": 1}])]}, r"2 has the tool_calls \["),
         ({"messages": [*QUESTION, says("assistant", "", function_call={"name": "f"})]}, "write it as tool_calls"),
         ({"messages": [*QUESTION, *ANSWER], "tools": "none"}, "tools is 'none'; expected a list of descriptions"),
@@ -169,6 +170,22 @@ def test_what_is_no_conversation_is_one_sentence_with_the_place(row: Any, words:
     rows = question_files.read_rows(str(path))
     with pytest.raises(DataError, match=words):
         question_files.exchanges(rows, question_files.find_columns(rows))
+
+
+@pytest.mark.parametrize(
+    "row, columns",
+    [
+        ({"chat": json.dumps([*QUESTION, *ANSWER])}, ("chat",)),
+        ({"prompt": json.dumps(QUESTION), "completion": json.dumps(ANSWER)}, ()),
+        ({"prompt": json.dumps(QUESTION), "completion": "a"}, ()),
+        ({"messages": [says("User", "q"), says("Assistant", "a")]}, ()),
+        ({"messages": [says("user", "q"), says("model", "a")]}, ()),
+    ],
+)
+def test_json_texts_and_other_names_of_roles_are_read_alike_when_learned_and_when_asked(
+    row: Any, columns: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert read(row, tmp_path, columns) == Exchange(QUESTION, "a", (), {})
 
 
 def test_every_answer_of_a_conversation_may_be_learned(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from matrix_ssl.errors import DataError
 
 Message = dict[str, Any]  # role and content, both texts, and what else a chat template reads of it
 
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+_ROLES = {  # in any letter case; others are left to chat templates
+    **dict.fromkeys(("user", "human"), "user"), "system": "system", "tool": "tool",
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
+}  # fmt: skip
 _FOR_TEMPLATES = ("tool_calls", "reasoning_content", "thinking")  # of a message, besides role and content
 _FOR_TOOLS = ("name", "tool_call_id")  # of a message with a tool's result
 _TEXTS = (None, "text", "input_text", "output_text")  # types of parts
@@ -17,7 +20,12 @@ _EXPECTED = "expected a list of messages, each with role and content (or from an
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value is meant as messages, in a list or, as some versions of datasets write, a dictionary of lists."""
+    """Whether a value is meant as messages.
+
+    They are in a list, in its JSON text or, as some versions of datasets write, in a dictionary of lists.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _parsed(value)
     keys = value[0] if isinstance(value, list) and value else value
     return isinstance(keys, dict) and ("role" in keys or "from" in keys)
 
@@ -35,7 +43,9 @@ def read_messages(value: Any, where: str) -> list[Message]:
     if isinstance(value, str):
         value = _parsed(value)
     if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):
-        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+        if len(lengths := set(map(len, value.values()))) > 1:
+            raise DataError(f"{where} has lists of {' and '.join(map(str, sorted(lengths)))} entries; {_EXPECTED}.")
+        value = [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not value:
         raise DataError(f"{where} is {shown(value)}; {_EXPECTED}.")
     return [_message(one, f"{where}, message {number}") for number, one in enumerate(value, 1)]
@@ -93,7 +103,7 @@ def _message(one: Any, where: str) -> Message:
     role, content = (one["from"], one.get("value")) if "from" in one else (one.get("role"), one.get("content"))
     if not isinstance(role, str):
         raise DataError(f"{where} has the keys {', '.join(map(str, one))}; {_EXPECTED}.")
-    role = _ROLES.get(role, role)
+    role = _ROLES.get(role.lower(), role)
     kept = (*_FOR_TEMPLATES, *(_FOR_TOOLS if role == "tool" else ()))
     message = {key: _without_none(one[key]) for key in kept if one.get(key)}
     if "function_call" in one and one["function_call"] is not None:
