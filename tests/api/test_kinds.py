@@ -12,8 +12,11 @@ from PIL import Image
 
 import matrix_ssl
 from matrix_ssl.api.packing import pack
+from matrix_ssl.api.preprocess import Preprocess
+from matrix_ssl.config import DataConfig
 from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import open_source
+from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.packing import PackSettings
 from matrix_ssl.encoder import load_encoder
 from matrix_ssl.encoder.exporting import export
@@ -108,6 +111,25 @@ def test_preprocess_of_grey_images_of_16_bits_from_pillow(tmp_path: Path) -> Non
     with torch.no_grad():
         for images in (paths, [Image.open(path) for path in paths], [np.array(Image.open(path)) for path in paths]):
             np.testing.assert_array_equal(encoder(encoder.preprocess(images)).numpy(), expected)
+
+
+def test_a_range_of_values_is_never_ignored_for_images_of_8_bits_in_memory(tmp_path: Path) -> None:
+    """Files of the same numbers are read with it; in memory, 255 is white."""
+    pixels = np.random.default_rng(0).integers(0, 128, (4, 9, 9, 3)).astype(np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    data = DataConfig(image_size=8, workers=0, channels=3, value_range=(0, 127))
+    pictures = [Image.open(tmp_path / f"{number}.png") for number in range(4)]
+    from_files = Preprocess(data)([tmp_path / f"{number}.png" for number in range(4)])
+    assert torch.equal(from_files, Preprocess(data)(pictures))
+    for prepare in (lambda: Preprocess(data)(pixels), lambda: Preprocess(data)(list(pixels))):
+        with pytest.raises(DataError, match=r"holds 8-bit pixels, from 0 to 255, but data\.value_range is 0 to 127"):
+            prepare()
+    for images in (pixels, torch.from_numpy(pixels), pictures, [(image, 0) for image in pixels]):
+        with pytest.raises(DataError, match=r"data\.value_range is 0 to 127: use image files, or an array of 16 bits"):
+            open_source(as_data(images), split="train", data_root=None, reading=data.reading)
+        usual = dataclasses.replace(data, value_range=(0, 255)).reading
+        assert len(open_source(as_data(images), split="train", data_root=None, reading=usual)) == 4
 
 
 def test_a_query_that_is_a_file_is_read_with_all_of_its_bands(

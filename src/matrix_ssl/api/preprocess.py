@@ -14,7 +14,7 @@ from matrix_ssl.config import DataConfig
 from matrix_ssl.config.reading import COLOURS, Reading
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data import Source
-from matrix_ssl.data.base import MemorySource, Places
+from matrix_ssl.data.base import MemorySource, Places, check_range
 from matrix_ssl.data.files.images import read_image
 from matrix_ssl.data.files.pixels import as_image, as_images
 from matrix_ssl.data.files.values import picture_values
@@ -97,6 +97,7 @@ def _open(images: Any, reading: Reading = COLOURS) -> Source:
             source = ArraySource(array, labels=None, classes=None).with_reading(reading)
             return source if reading.channels else source.loaded()
         pixels = as_images(images, "The array")
+        check_range(reading, "The array")
         return MemorySource("images", pixels, Places.whole(["array"], [len(pixels)]), labels=None, classes=None)
     several = images if isinstance(images, (list, tuple)) else [images]
     if not several:

@@ -227,13 +227,26 @@ class MemorySource(PlacedSource):
         return super().values(index) if self.origin is None else self.origin.values(index)
 
     def with_reading(self, reading: Reading) -> Source:
-        return self if self.origin is None else self.origin.with_reading(reading).loaded()
+        if self.origin is None:
+            check_range(reading, self.name)
+            return self
+        return self.origin.with_reading(reading).loaded()
 
     def highest_level(self, index: int) -> int:
         return 0 if self.origin is None else self.origin.highest_level(index)
 
     def has_pages(self, index: int) -> bool:
         return self.origin is not None and self.origin.has_pages(index)
+
+
+def check_range(reading: Reading, where: str) -> None:
+    """Raises DataError if pixels of 8 bits, of which 0 is black and 255 is white, are to be read in another way."""
+    if reading.channels and reading.value_range not in (None, (0, 255)):
+        low, high = reading.value_range
+        raise DataError(
+            f"{where} holds 8-bit pixels, from 0 to 255, but data.value_range is {low:g} to {high:g}: use image files, "
+            "or an array of 16 bits."
+        )
 
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:

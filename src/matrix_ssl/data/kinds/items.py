@@ -19,6 +19,7 @@ from matrix_ssl.data.base import (
     Places,
     Source,
     as_labels,
+    check_range,
 )
 from matrix_ssl.data.files.images import is_deep, level_of
 from matrix_ssl.data.files.pixels import as_image
@@ -48,7 +49,8 @@ class ItemSource(PlacedSource):
         return level_of(image) if isinstance(image, Image.Image) else 0
 
     def with_reading(self, reading: Reading) -> "ItemSource":
-        """The same items with another level of white; nothing else changes how they become pixels."""
+        """The same items with another level of white; nothing else changes how they become pixels of 8 bits."""
+        check_range(reading, self.name)
         if reading.white_level == self.reading.white_level:
             return self
         other = self.copy()
@@ -65,7 +67,8 @@ class _DeepItems(MemorySource):
     origin: ItemSource  # narrower: always there
 
     def with_reading(self, reading: Reading) -> Source:
-        return self if reading.white_level == self.reading.white_level else self.origin.with_reading(reading)
+        changed = self.origin.with_reading(reading)
+        return self if changed is self.origin else changed
 
 
 def open_items(items: Any) -> PlacedSource:
