@@ -5,8 +5,10 @@ this package and keeps its traceback.
 """
 
 import difflib
+import errno
 import importlib
 import mmap
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +17,8 @@ from typing import Any
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 _LEAST = 2**24  # bytes that any reader needs
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # in errors of safetensors and tokenizers
+_OF_PYTORCH = re.compile(r"inline_container\.cc.*(unexpected pos|failed writing)", re.DOTALL)  # of torch.save
 _OPTION = re.compile(r"--set ([\w.]+)=|(--[a-z][a-z-]+)")
 
 
@@ -130,6 +134,20 @@ class MissingExtra(MatrixSSLError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the system, PyTorch or CUDA has refused memory."""
     return isinstance(error, MemoryError) or any(sentence in str(error) for sentence in _OUT_OF_MEMORY)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """An error of the system, also one that a library in Rust or PyTorch's writer reports as its own; None for others.
+
+    PyTorch's writer does not say why a file cannot be written; most often the disk is full.
+    """
+    if isinstance(error, OSError):
+        return error
+    number = _OF_RUST.search(str(error))
+    if number is None and not _OF_PYTORCH.search(str(error)):
+        return None
+    code = errno.ENOSPC if number is None else int(number[1])
+    return OSError(code, os.strerror(code))
 
 
 def memory_is_short(error: BaseException, *, size: int) -> bool:

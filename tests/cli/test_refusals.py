@@ -1,10 +1,14 @@
 """Refusals of the system as sentences, whoever met them."""
 
 import errno
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from matrix_ssl.cli.refusals import refusal
 
@@ -44,6 +48,14 @@ def refused(number: int, place: str | None = None) -> OSError:
             RuntimeError("cannot cache function 'f': no locator available for file 'umap.py'"),
             "UMAP cannot keep its compiled code. Let the variable NUMBA_CACHE_DIR name a folder that takes files.",
         ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "No space left on device. Free space or choose another place.",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+            "No space left on device. Free space or choose another place.",
+        ),
         (refused(errno.ENOENT, "/a"), None),
         (ValueError("a defect"), None),
     ],
@@ -73,3 +85,25 @@ def test_the_variable_that_names_the_place_is_named(tmp_path: Path, monkeypatch:
     inside = refusal(refused(errno.EDQUOT, f"{tmp_path}/home/.cache/huggingface/hub"))
     assert inside is not None and "XDG_CACHE_HOME" in inside  # the nearest
     assert refusal(refused(errno.ENOENT, f"{tmp_path}/file")) is None  # the folder is there: a defect
+
+
+def test_libraries_that_do_not_raise_the_errors_of_the_system(tmp_path: Path) -> None:
+    """What safetensors, tokenizers and torch.save raise where a file may have 50 kB."""
+    code = """
+import json, resource, signal, sys, torch
+from safetensors.torch import save_file
+from matrix_ssl.errors import system_error
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+values = {"a": torch.zeros(100_000)}
+found = []
+for save in (lambda: save_file(values, "a.safetensors"), lambda: torch.save(values, "a.pt")):
+    try:
+        save()
+    except Exception as error:
+        assert not isinstance(error, OSError)
+        found.append(system_error(error).errno)
+print(json.dumps(found))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert json.loads(ended.stdout) == [errno.EFBIG, errno.ENOSPC], ended.stderr

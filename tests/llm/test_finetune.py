@@ -517,7 +517,7 @@ def test_adapters_are_merged_into_their_model(base, data, tmp_path, capsys):
     torch.testing.assert_close(tensors[name].float(), merged.state_dict()[name], rtol=0.02, atol=0.01)
 
 
-def test_what_cannot_be_merged_is_refused(base, data, tmp_path):
+def test_what_cannot_be_merged_is_refused(base, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     command(*short(base, data, out, *sets("lora=2", "max_steps=1")))
     with pytest.raises(ConfigError, match="holds no adapter, so there is nothing to merge"):
@@ -532,6 +532,14 @@ def test_what_cannot_be_merged_is_refused(base, data, tmp_path):
     save_file(damaged, tmp_path / "damaged" / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="damaged"):
         llm("merge", "--model", tmp_path / "damaged", "--out", tmp_path / "merged")
+
+    def full(model, folder):
+        folder.mkdir()
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(RunFolderError, match=r"Cannot write .*merged: No space left on device; free space there"):
+        llm("merge", "--model", out, "--out", tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.errors import system_error
 
 _ANOTHER, _SPACE = "Choose another place", "Free space there or choose another place"
 _THREADS = "Raise the limit of processes and threads (ulimit -u), or use fewer"
@@ -38,14 +39,14 @@ _NO_TEMPORARY = "No usable temporary directory"  # in Python's own error, which 
 
 def refusal(error: BaseException) -> str | None:
     """The sentence for an error caused by the system, even underneath a library's error; None for any other."""
-    for one in _causes(error):
-        if str(one) in _NO_THREAD:
+    for cause in _causes(error):
+        if str(cause) in _NO_THREAD:
             return f"A thread cannot be started. {_THREADS}."
-        if _NO_CACHE in str(one):
+        if _NO_CACHE in str(cause):
             return (
                 "UMAP cannot keep its compiled code. Let the variable NUMBA_CACHE_DIR name a folder that takes files."
             )
-        if not isinstance(one, OSError):
+        if (one := system_error(cause)) is None:
             continue
         reason = str(one.strerror or one)
         if _NO_TEMPORARY in reason:
@@ -55,6 +56,7 @@ def refusal(error: BaseException) -> str | None:
         variable = _variable(place, missing=one.errno in _OF_PLACES)
         if one.errno in _REFUSALS or (variable and one.errno in _OF_PLACES):
             remedy = _REFUSALS.get(one.errno or 0, _ANOTHER)
+            remedy = remedy if place else remedy.replace(" there", "")
             decided = f" (the variable {variable} decides where that is)" if variable else ""
             return f"{f'{place:.200}: ' if place else ''}{reason}. {remedy}{decided}."
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
-from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, import_extra
+from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, import_extra, system_error
 from matrix_ssl.llm.adapters import load_adapter, read_base
 from matrix_ssl.llm.models import find_model, is_folder, open_model, open_tokenizer
 from matrix_ssl.runs.files import cannot_write
@@ -59,8 +59,10 @@ def merge(model: str, out: Path) -> torch.dtype:
         if out.exists():
             out.rmdir()
         temporary.rename(out)
-    except OSError as failure:
-        raise cannot_write(out, failure) from failure
+    except Exception as failure:  # libraries report a full disk by errors of their own
+        if (refused := system_error(failure)) is None:
+            raise
+        raise cannot_write(out, refused) from failure
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     result: torch.dtype = stored

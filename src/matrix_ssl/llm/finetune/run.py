@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from matrix_ssl import distributed
-from matrix_ssl.errors import ConfigError
+from matrix_ssl.errors import ConfigError, system_error
 from matrix_ssl.llm.adapters import add_lora, load_adapter, read_base
 from matrix_ssl.llm.data.examples import Examples, collator
 from matrix_ssl.llm.data.question_files import Rows, read_rows
@@ -282,8 +282,10 @@ def _save_model(trainer: MatrixTrainer, out: Path) -> None:
     distributed.barrier()
     try:
         trainer.save_model(str(temporary))
-    except OSError as error:
-        raise cannot_write(out / MODEL, error) from error
+    except Exception as error:  # libraries report a full disk by errors of their own
+        if (refused := system_error(error)) is None:
+            raise
+        raise cannot_write(out / MODEL, refused) from error
     distributed.barrier()
     if distributed.is_main():
         (temporary / "training_args.bin").unlink(missing_ok=True)  # pickled, and in config.json anyway
