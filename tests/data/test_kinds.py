@@ -18,7 +18,8 @@ from matrix_ssl.data.files.decoding import decode_values
 from matrix_ssl.data.files.images import decode_image
 from matrix_ssl.data.files.opening import avif_bits, page_numbers
 from matrix_ssl.data.packing import PackSettings
-from matrix_ssl.errors import ConfigError, UnreadableImage
+from matrix_ssl.data.statistics import mean_and_deviation
+from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
 from tests.data.test_deep import png
 from tests.data.test_deep import tiff as plain_tiff
 
@@ -416,3 +417,28 @@ def test_pack_keeps_channels_bits_and_pages(tmp_path: Path) -> None:
     np.testing.assert_array_equal(packed.values(0), pixels[0])
     with pytest.raises(ConfigError, match="--pages channels needs the number of channels"):
         PackSettings(pages="channels")
+
+
+def test_warnings_about_damaged_tiff_tags_stay_hidden() -> None:
+    content = b"II*\0garbage"  # the place of its tags lies behind its end, about which Pillow warns
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert page_numbers(content) == [0]
+        for reading in (ALL, Reading()):
+            with pytest.raises(UnreadableImage, match="not an image, or its first bytes are damaged"):
+                decode_values(content, "damaged.tif", reading=reading)
+    assert not seen
+
+
+def test_a_folder_of_other_images_than_asked_for_names_the_reason(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.tif").write_bytes(tiff(numbers(np.uint16, 4, seed=number)))
+    (tmp_path / "3.png").write_bytes(b"")
+    source = open_source(str(tmp_path), split="train", data_root=None)
+    source = source.with_reading(Reading(channels=7, value_range=(0, 1)))
+    expected = (
+        rf"none of the images can be read, so their mean is unknown\. The reason for 3 of them, such as "
+        rf"{tmp_path}/0\.tif: 4 channels, but data\.channels=7\."
+    )
+    with pytest.raises(DataError, match=expected):
+        mean_and_deviation(source, workers=0)

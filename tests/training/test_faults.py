@@ -154,7 +154,8 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
     )
     assert len(read_lines(tmp_path / "r" / "skipped.jsonl")) == 14
     remedy = "data.max_unreadable=0.35"
-    assert message.endswith(f"or accept the loss with --set {remedy}.")
+    assert f"or accept the loss with --set {remedy}. The reason for 14 of them, such as photos/0" in message
+    assert message.endswith(".jpg: not an image, or its first bytes are damaged.")
     succeed(tmp_path, from_files("photos", remedy, epochs=5), before=BARE)
 
 
@@ -178,9 +179,10 @@ def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> No
 def test_the_part_that_is_offered_is_accepted(part: float) -> None:
     most = round(100 * part)
     assert most_unreadable(100, part) == most
+    found = [(f"{number}.jpg", "the file is empty") for number in range(most + 1)]
     with pytest.raises(DataError, match=rf"{most + 1} of 100 .* at most {most} may .* part={(most + 1) / 100:g}\."):
-        check_unreadable(most + 1, 100, "All are here", part=part, option="part=")
-    check_unreadable(most + 1, 100, "All are here", part=(most + 1) / 100, option="part=")
+        check_unreadable(found, 100, "All are here", part=part, option="part=")
+    check_unreadable(found, 100, "All are here", part=(most + 1) / 100, option="part=")
 
 
 def test_no_readable_image_at_all(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from matrix_ssl.data.files.pixels import viewable
 from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.data.objects import as_data
 from matrix_ssl.data.sources import Data, Split, Splits, absolute, check_outside
+from matrix_ssl.data.unreadable import skipped
 from matrix_ssl.encoder import Weights
 from matrix_ssl.encoder.identity import encoder_digest
 from matrix_ssl.encoder.where import absolute as absolute_where
@@ -99,8 +100,8 @@ class Gathered:
             self.embedding = self._of_encoder(run, optional(expanded, features))
         if self.embedding.features.ndim != 2:
             raise DataError(f"{where} holds the features of patches: compute those of whole images.")
-        for place, why in self.embedding.unreadable:
-            Display(quiet=quiet).say(f"Skipped {place}: {why}.")
+        for line in skipped(self.embedding.unreadable):
+            Display(quiet=quiet).say(line)
 
     def __len__(self) -> int:
         return len(self.embedding)

@@ -84,9 +84,9 @@ def pack(
         files = _done(out)
         for split, source in sources.items():
             files += _pack_split(out, split, source, how, files, workers=workers, on_progress=on_progress)
-            count = sum(len(one.unreadable) for one in files if one.split == split)
+            unreadable = [image for one in files if one.split == split for image in one.unreadable]
             where = f"All are in {out / FILES}"
-            check_unreadable(count, len(source), where, part=max_unreadable, option="--max-unreadable ")
+            check_unreadable(unreadable, len(source), where, part=max_unreadable, option="--max-unreadable ")
     return files
 
 

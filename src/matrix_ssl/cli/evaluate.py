@@ -102,6 +102,7 @@ def embed(
     """
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
+    from matrix_ssl.data.unreadable import skipped
     from matrix_ssl.evaluate.embedding_files import SELF_DESCRIBING, check_format, read_embedding
 
     check_format(out, patches=patches)
@@ -121,8 +122,8 @@ def embed(
     except (ConfigError, DataError, CheckpointError):  # after any other error, the same command resumes
         shutil.rmtree(rows, ignore_errors=True)
         raise
-    for image, why in embedding.unreadable:
-        options.say(f"Skipped {image}: {why}.")
+    for line in skipped(embedding.unreadable):
+        options.say(line)
     n, k = len(embedding), embedding.features.shape[-1]
     grid = f" in {embedding.grid[0]} x {embedding.grid[1]} patches" if embedding.grid else ""
     options.stdout.print(f"{out}: {n} images, {k} features each{grid}.")

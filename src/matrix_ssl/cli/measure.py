@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from matrix_ssl.cli import options
+from matrix_ssl.data.unreadable import skipped
 
 
 @click.command()
@@ -89,5 +90,5 @@ def diagnose(
 
 
 def _say_unreadable(result: dict[str, Any]) -> None:
-    for place, why in result["unreadable"]:
-        options.say(f"Skipped {place}: {why}.")
+    for line in skipped(result["unreadable"]):
+        options.say(line)

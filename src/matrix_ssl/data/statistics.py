@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.data.base import Source, evenly
+from matrix_ssl.data.unreadable import main_reason
 from matrix_ssl.data.workers import Reader, read_batches
 from matrix_ssl.errors import DataError, UnreadableImage
 
@@ -36,9 +37,7 @@ def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
     Raises:
         DataError: no image can be read, values are not finite, or all are 0.
     """
-    rows = [row for row in _read(source, _limits, workers=workers) if row is not None]
-    if not rows:
-        raise DataError(f"{source.name!r}: none of the images can be read, so their range is unknown.")
+    rows = _read(source, _limits, workers=workers, what="range")
     if all(is_small for _, _, is_small in rows):
         return None
     low, high = min(0.0, *(low for low, _, _ in rows)), max(high for _, high, _ in rows)
@@ -53,9 +52,7 @@ def value_range(source: Source, *, workers: int) -> tuple[float, float] | None:
 
 def mean_and_deviation(source: Source, *, workers: int) -> Statistics:
     """Mean and standard deviation of every channel; DataError if no image can be read."""
-    rows = [row for row in _read(source, _moments, workers=workers) if row is not None]
-    if not rows:
-        raise DataError(f"{source.name!r}: none of the images can be read, so their mean is unknown.")
+    rows = _read(source, _moments, workers=workers, what="mean")
     first, second = np.mean(rows, axis=0)  # (channels,) each
     deviation = np.sqrt(np.maximum(second - first**2, 0))
     constant = deviation < 1e-6
@@ -67,16 +64,21 @@ def mean_and_deviation(source: Source, *, workers: int) -> Statistics:
     )
 
 
-def _read(source: Source, look: Callable[[Source, int], Any], *, workers: int) -> list[Any]:
-    """What ``look`` returns for images spread evenly; None for those that cannot be read."""
+def _read(source: Source, look: Callable[[Source, int], Any], *, workers: int, what: str) -> list[Any]:
+    """What ``look`` returns for images spread evenly, but for those that cannot be read; DataError if that is all."""
     rows = evenly(len(source), MOST_IMAGES)
     keys = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
     count = 0 if source.images is not None else workers
-    return [result for batch in read_batches(_Looks(source, look), keys, workers=count) for result in batch]
+    results = [result for batch in read_batches(_Looks(source, look), keys, workers=count) for result in batch]
+    readable = [result for result in results if not isinstance(result, UnreadableImage)]
+    if not readable:
+        reason = main_reason([(error.where, error.reason) for error in results])
+        raise DataError(f"{source.name!r}: none of the images can be read, so their {what} is unknown. {reason}")
+    return readable
 
 
 class _Looks(Reader[list[Any]]):
-    """Applies a function to some images."""
+    """Applies a function to some images; an image that cannot be read gives its error."""
 
     def __init__(self, source: Source, look: Callable[[Source, int], Any]):
         super().__init__(source)
@@ -87,8 +89,8 @@ class _Looks(Reader[list[Any]]):
         for index in key.tolist():
             try:
                 results.append(self._look(self._source, index))
-            except UnreadableImage:
-                results.append(None)
+            except UnreadableImage as error:
+                results.append(error)
         return results
 
 

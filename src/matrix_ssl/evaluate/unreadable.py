@@ -32,7 +32,7 @@ def refuse_many(
     images = list(unreadable_images(source, workers=workers))
     write_list(folder, images)
     check_unreadable(
-        len(images), len(source), f"All are in {folder / SKIPPED}", part=part, option="--max-unreadable "
+        images, len(source), f"All are in {folder / SKIPPED}", part=part, option="--max-unreadable "
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch
 
 from matrix_ssl import distributed
 from matrix_ssl.data.randomness import hash_integers
+from matrix_ssl.data.unreadable import main_reason
 from matrix_ssl.errors import CheckpointError, DataError, Diverged, TrainingError, is_out_of_memory
 from matrix_ssl.runs import checkpoint as checkpoints
 from matrix_ssl.runs import signals
@@ -169,7 +170,7 @@ class Engine(Generic[Batch, Output]):
         task.display.say("Too many images cannot be read. Looking for all of them.")
         self.list_skipped(task.find_unreadable())
         check_unreadable(
-            len(task.skipped), plan.images, f"All are in {self.folder / SKIPPED}", part=plan.max_unreadable,
+            list(task.skipped.items()), plan.images, f"All are in {self.folder / SKIPPED}", part=plan.max_unreadable,
             option=plan.unreadable_option,
         )  # fmt: skip
 
@@ -367,12 +368,17 @@ def most_unreadable(images: int, part: float) -> int:
     return max(_FEW_SKIPPED, math.floor(part * images + 1e-9))  # 0.29 * 100 is 28.999999999999996
 
 
-def check_unreadable(count: int, images: int, where: str, *, part: float, option: str) -> None:
-    """Raises DataError if more images are unreadable than ``most_unreadable``; ``option`` accepts the loss."""
-    most = most_unreadable(images, part)
+def check_unreadable(
+    unreadable: Sequence[Sequence[str]], images: int, where: str, *, part: float, option: str
+) -> None:  # fmt: skip
+    """Raises DataError if more images are unreadable than ``most_unreadable``; ``option`` accepts the loss.
+
+    ``unreadable`` are pairs (where, why); the error names the most frequent reason.
+    """
+    count, most = len(unreadable), most_unreadable(images, part)
     if count > most:
         accept = f", or accept the loss with {option}{math.ceil(100 * count / images) / 100:g}" if option else ""
         raise DataError(
             f"{count} of {images} images cannot be read, and at most {most} may be unreadable. {where}; fix or remove "
-            f"those files{accept}."
+            f"those files{accept}. {main_reason(unreadable)}"
         )

@@ -12,6 +12,7 @@ from matrix_ssl.api.serve.served import ServedEncoder
 from matrix_ssl.config.arrays import read_arrays
 from matrix_ssl.config.untrusted import read_file, why
 from matrix_ssl.data.layout import list_images
+from matrix_ssl.data.unreadable import skipped
 from matrix_ssl.errors import DataError, RunFolderError, UnreadableImage
 from matrix_ssl.evaluate.feature_files import ONLY, FeatureFiles, FeaturesInMemory
 from matrix_ssl.evaluate.kept import keep, stamp
@@ -155,8 +156,8 @@ def index_folders(encoder: ServedEncoder, folders: Sequence[Path], *, display: D
             store = keep(
                 cache, len(places), compute, mark=mark, stamps=stamps, can_read=can_read, say=display.say
             )  # fmt: skip
-        for place, reason in store.unreadable:
-            display.say(f"Skipped {place}: {reason}.")
+        for line in skipped(store.unreadable):
+            display.say(line)
         if len(store.unreadable) == len(places):
             raise none
         indices, vectors = store.read()

@@ -70,10 +70,7 @@ def decode(
     """
     if not content:
         raise UnreadableImage(where, "the file is empty")
-    tags = None
-    if tiff.is_tiff(content):
-        with quiet_pillow():
-            tags = read_tags(content, page)
+    tags = page_tags(content, page)
     if tags is not None and (reason := tags.why_misread()):
         raise UnreadableImage(where, reason)
     with reported(content, where, tags), contextlib.ExitStack() as opened:
@@ -87,6 +84,14 @@ def decode(
         image = open_page()
         check_size(image.width, image.height, where)
         return convert(image, tags, open_page)
+
+
+def page_tags(content: bytes, page: int = 0) -> Tiff | None:
+    """The tags of a page of a TIFF file, as ``tiff.read_tags`` returns them, without Pillow's warnings."""
+    if not tiff.is_tiff(content):
+        return None
+    with quiet_pillow():
+        return read_tags(content, page)
 
 
 @contextlib.contextmanager
@@ -132,7 +137,8 @@ def page_numbers(content: bytes, *, most: int = MOST_PAGES) -> list[int]:
     A file that cannot be read has one page; only the first ``most`` pages are looked at.
     """
     if tiff.is_tiff(content):
-        return tiff.page_numbers(content, most=most)
+        with quiet_pillow():
+            return tiff.page_numbers(content, most=most)
     with contextlib.suppress(UnreadableImage), reported(content, ""), _open(content, "") as image:
         if image.format not in _PAGED or image.tell():  # an HEIC file whose main image is not the first: that one
             return [0]

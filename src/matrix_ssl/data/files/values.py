@@ -28,11 +28,12 @@ from matrix_ssl.data.files.opening import (
     decode,
     is_heif,
     page_numbers,
+    page_tags,
     quiet_pillow,
     reported,
     turn_upright,
 )
-from matrix_ssl.data.files.tiff import Tiff, is_tiff, read_tags
+from matrix_ssl.data.files.tiff import Tiff
 from matrix_ssl.errors import OFFERED, UnreadableImage, import_extra
 
 _COLOUR_MODES = ("L", "LA", "RGB", "RGBA")
@@ -142,7 +143,7 @@ def read_values(
     if (bits := avif_bits(content)) > _BYTE:
         kept = f"of which Pillow keeps {_BYTE}: save it as TIFF, PNG or HEIC, or read colours without data.channels"
         raise UnreadableImage(where, f"an AVIF image of {bits} bits, {kept}")
-    if is_tiff(content) and (tags := read_tags(content, page)) is not None and not tags.is_whole:
+    if (tags := page_tags(content, page)) is not None and not tags.is_whole:
         return _checked(Values(bands.read_bands(content, where, page=page)), where)
     return _checked(decode(content, where, lambda *image: _of_picture(*image, where=where), page=page), where)
 

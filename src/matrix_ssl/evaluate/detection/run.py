@@ -174,7 +174,7 @@ def _write(
         training.display.say(f"Skipped {where}: {why}.")
     settings, val = prepared.settings, prepared.val
     check_unreadable(
-        len(predictions.unreadable), len(val.images), "They are listed above",
+        list(predictions.unreadable.values()), len(val.images), "They are listed above",
         part=settings.max_unreadable, option="--set max_unreadable=",
     )  # fmt: skip
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
