@@ -118,6 +118,8 @@ class TestOverride:
             ("epochs", r"--set 'epochs': write key=value"),
             ("=3", r"--set '=3': write key=value"),
             ("flips=1", r"Unknown setting 'flips'\. Did you mean 'views.0.flip' or 'views.1.flip'\?"),
+            ("xyzzy=1", r"Unknown setting 'xyzzy'\. .* Known: batch_parts, batch_size, .*, data\.\*, .*, views\.\*\.$"),
+            ("start.xyzzy=1", r"Unknown setting 'start.xyzzy'\. Known: start.reference, start.origin, [a-z0-9., ]+\.$"),
             ("optimizer.learning_rat=3", r"Unknown setting .*Did you mean 'optimizer.learning_rate'\?"),
             ("optimiser=3", r"Unknown setting 'optimiser'"),
             ("temprature=3", r"An option of the method is written 'method.temprature'\. Known: batch_parts"),

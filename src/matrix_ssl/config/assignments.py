@@ -178,8 +178,17 @@ def _at(groups: list[dict[str, Any]], place: str, key: str) -> dict[str, Any] | 
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """Like ``did_you_mean``, but a key without its group finds the settings of that name in every group."""
+    """Like ``did_you_mean``, but a key without its group finds the settings of that name in every group.
+
+    If none is close, the settings of the key's group, or those outside groups and the groups, ``data.*``.
+    """
     text, name = did_you_mean(key, known), key.rpartition(".")[2]
     near = difflib.get_close_matches(name, {other.rpartition(".")[2] for other in known}, n=1)
     same = [repr(other) for other in known if other.rpartition(".")[2] in near]
-    return text if "Did you mean" in text or not same else f" Did you mean {' or '.join(same[:3])}?"
+    if "Did you mean" in text or not known:
+        return text
+    if same:
+        return f" Did you mean {' or '.join(same[:3])}?"
+    group = key[: key.rfind(".") + 1]
+    listed = [other for other in known if group and other.startswith(group)]
+    return f" Known: {', '.join(listed or sorted({one.split('.')[0] + '.*' * ('.' in one) for one in known}))}."
