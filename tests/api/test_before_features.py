@@ -49,6 +49,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (search, ["--query", "bad.png", "-k", "4"], "--query bad.png: "),
     (search, ["--query", "queries", "-k", "4", "--out", "queries/x.csv"], "is inside the images' folder"),
     (search, ["--query", "queries/0.png", "-k", "4", "--page", "queries/0.png"], "is read by this command"),
+    (duplicates, ["--out", "x.html"], "x.html: a table of all rows is written to a .csv file."),
+    (duplicates, ["--page", "x.csv"], "x.csv: a page is written to a .html or .htm file."),
     (cluster, ["--count", "5"], "count=5: expected 1 to 4 clusters, as many as there are images."),
     (select, ["--count", "5"], "count=5: there are 4 images; choose 1 to 4."),
     (select, ["--count", "1", "--labelled", "list.txt"], "list.txt: 1 of its 1 names match no image of 'photos'"),

@@ -150,6 +150,7 @@ def _answer(
     """
     from matrix_ssl.api.collection import Collection
     from matrix_ssl.api.gathered import check_outputs
+    from matrix_ssl.report.listing import PAGE, ROWS, check_ending
 
     out, page = common.pop("out"), common.pop("page")
     if out is not None and out == page:
@@ -158,6 +159,9 @@ def _answer(
     for path in written:
         check_output(path, common["where"], common["features"], *reads)
     check_outputs(written, (), data_root=common["data_root"], reads=reads)
+    for path, endings in ((out, ROWS), (page, PAGE)):
+        if path is not None:
+            check_ending(path, endings)
 
     def check_all(location: "Data", source: "Source") -> None:
         check_outputs(written, location, data_root=common["data_root"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matrix_ssl.config.untrusted import expanded
+from matrix_ssl.errors import ConfigError
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import common_folder, number
 from matrix_ssl.report.terminal import empty_table
@@ -18,6 +19,7 @@ from matrix_ssl.runs.terminal import printable
 
 MOST_ROWS = 20  # on a terminal
 MOST_IMAGES = 500  # on a page
+ROWS, PAGE = (".csv",), (".html", ".htm")  # how the names of files end
 
 Cell = str | int | float
 Thumbnail = Callable[[str], bytes]  # the JPEG file of a small copy of the image at a place
@@ -64,8 +66,10 @@ class Listing:
         """Writes a CSV file in UTF-8, with a header; bytes of file names that are not text stay as they are.
 
         Raises:
+            ConfigError: its name does not end in .csv.
             RunFolderError: it cannot be written.
         """
+        check_ending(path, ROWS)
         lines = (line.encode(errors="surrogateescape") for line in csv_lines([self.columns, *self.rows]))
         write_atomically(expanded(path), lambda file: file.writelines(lines))
 
@@ -73,9 +77,11 @@ class Listing:
         """Writes a page that opens offline: thumbnails of at most 500 images, by group, with what the table says.
 
         Raises:
+            ConfigError: its name does not end in .html or .htm.
             RunFolderError: it cannot be written.
             DataError: an image cannot be read.
         """
+        check_ending(path, PAGE)
         shown = self._first_of_groups(self.shown)[:MOST_IMAGES]
         notes = [*self.sentences[1:]]
         if len(self.rows) > len(shown):
@@ -162,3 +168,10 @@ def numbered(rows: Sequence[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
 
 def _text(cell: Cell) -> str:
     return number(cell) if isinstance(cell, float) else str(cell)
+
+
+def check_ending(path: str | Path, endings: Sequence[str]) -> None:
+    """Raises ConfigError unless a name ends, in upper or lower case, as files of its kind do: ``ROWS`` or ``PAGE``."""
+    if not os.fspath(path).lower().endswith(tuple(endings)):
+        what = "a table of all rows" if endings == ROWS else "a page"
+        raise ConfigError(f"{path}: {what} is written to a {' or '.join(endings)} file.")
