@@ -98,7 +98,10 @@ def test_other_extensions_are_counted_with_a_remedy(make: Callable[..., Path]) -
 def test_the_file_that_makes_a_folder_unlabelled_is_named(make: Callable[..., Path]) -> None:
     source = opened(make("cat/1.png", "dog/1.png", "preview.jpg"))
     assert source.labels is None
-    assert "1 of 3 images are beside the class folders and not in one of them ('preview.jpg')" in source.remarks[0]
+    assert source.remarks[0].endswith(
+        "1 of 3 images is beside the class folders and not in one of them ('preview.jpg'): move or remove it, or name "
+        "a .csv table with the labels."
+    )
     with pytest.raises(DataError, match=r"has no labels: 1 of 3 images .*'preview.jpg'"):
         source.labelled()
 

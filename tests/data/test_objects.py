@@ -313,3 +313,16 @@ def test_splits_and_streams_of_hugging_face(hugging_face: Any) -> None:
     assert [len(opened(both, split)) for split in ("train", "test")] == [6, 2]
     with pytest.raises(DataError, match="is a stream"):
         opened(hugging_face.to_iterable_dataset())
+
+
+@pytest.mark.parametrize(("images", "remedy"), [
+    (np.zeros((4, 8, 8, 3), dtype=np.uint8), "pass a pair (images, labels)"),
+    (np.zeros((4, 20, 20, 3), dtype=np.uint16), "pass a pair (images, labels)"),
+    (["a.png", "b.png"], "pass a pair (images, labels)"),
+    ([np.zeros((8, 8, 3), dtype=np.uint8)] * 2, "make every item a pair (image, label)"),
+])  # fmt: skip
+def test_the_remedy_for_absent_labels_is_one_for_such_data(images: Any, remedy: str) -> None:
+    source = opened(images)
+    with pytest.raises(DataError) as refused:
+        source.labelled()
+    assert str(refused.value) == f"{source.name!r} has no labels: {remedy}."

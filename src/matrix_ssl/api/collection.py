@@ -111,7 +111,10 @@ class Collection(Gathered):
         """
         labels, classes = self.embedding.labels, self.embedding.classes
         if labels is None or classes is None:
-            raise DataError(f"{self._where}: the images have no labels; put each class in a folder of its own.")
+            if self._images is not None:
+                raise DataError(f"{self._images.name!r} has no labels: {self._images.unlabelled_because}.")
+            raise DataError(f"{self._where}: the images have no labels; compute the features of images in class "
+                            "folders, or of a .csv table with labels.")  # fmt: skip
         issues = label_issues(self.embedding.features, labels, by=by, seed=seed)
         found = zip(issues.indices, issues.suggested, issues.confidence, strict=True)
         rows = numbered([(classes[s], round(float(p), 4), *self._image(i)) for i, s, p in found])

@@ -40,7 +40,7 @@ class Source(ABC):
     crops_are_rounded = False
     reading: Reading = COLOURS
     remarks: tuple[str, ...] = ()
-    unlabelled_because = "put each class in a folder of its own"
+    unlabelled_because = "put each class in a folder of its own, or name a .csv table with the labels"
 
     def __init__(self, name: str, *, channels: int, labels: Labels, classes: Classes):
         if (labels is None) != (classes is None):

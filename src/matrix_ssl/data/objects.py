@@ -31,6 +31,7 @@ _EXPECTED = (
     "expected a folder, a list of folders, a packed file, the name of a dataset, an array of images, (images, labels), "
     "a torch.utils.data.Dataset or a dataset of Hugging Face"
 )
+_NO_LABELS = "pass a pair (images, labels)"
 
 
 def as_data(data: object) -> Data:
@@ -115,18 +116,24 @@ def _in_memory(opener: Callable[[], Source], what: str) -> Splits:
 
 
 def _open_array(images: NDArray[Any] | torch.Tensor, labels: Any) -> Source:
+    source: Source
     if (array := channels_last(images)) is not None:
         values, classes = _labels(labels, len(array))
-        return ArraySource(array, labels=values, classes=classes)
-    pixels = as_images(images, "The array")
-    values, classes = _labels(labels, len(pixels))
-    return MemorySource("array", pixels, Places.whole(["array"], [len(pixels)]), labels=values, classes=classes)
+        source = ArraySource(array, labels=values, classes=classes)
+    else:
+        pixels = as_images(images, "The array")
+        values, classes = _labels(labels, len(pixels))
+        source = MemorySource("array", pixels, Places.whole(["array"], [len(pixels)]), labels=values, classes=classes)
+    source.unlabelled_because = _NO_LABELS
+    return source
 
 
 def _open_files(files: list[str], labels: Any) -> Source:
     values, classes = _labels(labels, len(files))
     files = [str(expanded(file)) if file.startswith("~") else file for file in files]
-    return FolderSource("files", Path(), files, labels=values, classes=classes)
+    source = FolderSource("files", Path(), files, labels=values, classes=classes)
+    source.unlabelled_because = _NO_LABELS
+    return source
 
 
 def _labels(labels: Any, count: int) -> tuple[Labels, Classes]:

@@ -173,9 +173,10 @@ def _why_unlabelled(folder: Path, files: Sequence[str], folders: Sequence[str], 
         below = {parts[1] if len(parts := Path(file).parts) > 2 else "" for file in files}
         name_it = "" if len(below) < 2 or "" in below else f", or name {folder / folders[0]}, which has {len(below)}"
         return f"all images are in the folder {folders[0]!r}: put each class in a folder of its own{name_it}"
+    are, them = ("is", "it") if len(stray) == 1 else ("are", "them")
     return (
-        f"{len(stray)} of {images} images are beside the class folders and not in one of them "
-        f"({some(map(repr, stray), most=_SHOWN)}): move or remove them"
+        f"{len(stray)} of {images} images {are} beside the class folders and not in one of them "
+        f"({some(map(repr, stray), most=_SHOWN)}): move or remove {them}, or name a .csv table with the labels"
     )
 
 

@@ -103,6 +103,7 @@ def open_items(items: Any) -> PlacedSource:
     _check_repeats(items, name)
     values, classes = _labels(labels, items, name)
     fetched = ItemSource(name, items, sizes, channels=channels, labels=values, classes=classes)
+    fetched.unlabelled_because = "make every item a pair (image, label)"
     remarks: tuple[str, ...] = ()
     if values is None and (why := _why_unlabelled(labels, name)):
         fetched.unlabelled_because = why
