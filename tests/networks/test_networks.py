@@ -14,6 +14,7 @@ from matrix_ssl.distributed.batch_norm import SynchronisedBatchNorm
 from matrix_ssl.encoder import initialise_encoder
 from matrix_ssl.errors import ConfigError, MissingExtra
 from matrix_ssl.networks import TinyResNet, build_encoder, predictor, projector
+from matrix_ssl.networks.patches import patch_side
 from tests.support.quick import some
 
 FAMILIES = {
@@ -121,6 +122,20 @@ class TestTimm:
             ConfigError, match=r"'timm/resnet1' is not an architecture\. Did you mean 'timm/resnet18'\?"
         ):
             build_encoder("timm/resnet1", channels=3, image_size=32)
+
+    @pytest.mark.parametrize(("name", "size", "patch"), [
+        ("vit_tiny_patch16_224", 30, 16), ("vit_tiny_patch16_224", 32, 16), ("mixer_s32_224", 70, 32), ("resnet10t", 30, 0),
+    ])  # fmt: skip
+    def test_patches_leave_out_what_remains_of_an_image(self, name, size, patch):
+        """Against the gradient: a pixel counts if the features depend on it."""
+        pytest.importorskip("timm")
+        encoder, _ = build_encoder(f"timm/{name}", channels=3, image_size=size)
+        assert patch_side(encoder) == patch
+        pixels = torch.rand(1, 3, size, size, requires_grad=True)
+        encoder.eval()(pixels).sin().sum().backward()
+        seen = pixels.grad.abs().sum((0, 1))
+        covered = size - size % patch if patch else size
+        assert (seen[:covered, :covered] > 0).any(0).all() and not seen[covered:].any() and not seen[:, covered:].any()
 
     def test_without_timm(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)

@@ -43,6 +43,15 @@ def test_starts_as_a_copy_without_gradient(student):
     assert [m.momentum for m in student.modules() if hasattr(m, "momentum")] == [0.1, 0.1]
 
 
+@pytest.mark.parametrize("momentum", [-0.1, 1.9, 996, float("nan")])
+def test_a_momentum_that_is_none_changes_nothing(student, momentum):
+    teacher = make_teacher(student)
+    before = state(teacher)
+    with pytest.raises(ValueError, match=r"momentum must be a number from 0 to 1, got "):
+        update_teacher(teacher, student, momentum)
+    assert all(torch.equal(value, before[name]) for name, value in state(teacher).items())
+
+
 def test_follows_the_student_as_a_loop_by_hand(student):
     teacher = make_teacher(student)
     expected = state(teacher)

@@ -37,7 +37,7 @@ from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
-from matrix_ssl.training.measured import keeping_channels, views_remark, with_statistics
+from matrix_ssl.training.measured import keeping_channels, patches_remark, views_remark, with_statistics
 from matrix_ssl.training.pretraining import PreTraining
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
@@ -197,7 +197,7 @@ def train(
         if s.main:
             keep_own_parts(run, plan.config, s.display.say)
         if not is_done:
-            for sentence in _beginning(plan, training.source, s.device):
+            for sentence in _beginning(plan, training, s.device):
                 s.display.say(sentence)
             skipped = training.train(run, loggers=loggers)["skipped"]
             if skipped:
@@ -262,7 +262,7 @@ def _observe(training: PreTraining, run: Path, config: RunConfig, device: torch.
         training.observer = OnlineEvaluation(training.source, config.data, device=device)
 
 
-def _beginning(plan: _Plan, source: Source, device: torch.device) -> Iterator[str]:
+def _beginning(plan: _Plan, training: PreTraining, device: torch.device) -> Iterator[str]:
     """What the user should know before the first step."""
     if plan.start:
         yield plan.start.text
@@ -272,7 +272,9 @@ def _beginning(plan: _Plan, source: Source, device: torch.device) -> Iterator[st
         yield plan.remark
     if colours := views_remark(plan.config):
         yield colours
-    yield setup.headline(plan.config, source, device)
+    if patches := patches_remark(plan.config, training.method.encoder):
+        yield patches
+    yield setup.headline(plan.config, training.source, device)
 
 
 def _write_page(s: Session, run: Path, source: Source) -> Path:

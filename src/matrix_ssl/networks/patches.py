@@ -24,6 +24,18 @@ def has_tokens(encoder: nn.Module) -> bool:
     return f"{kind.__module__}.{kind.__qualname__}" == _VISION_TRANSFORMER and getattr(encoder, "attn_pool", 0) is None
 
 
+def patch_side(encoder: nn.Module) -> int:
+    """Side of the patches into which an encoder of timm cuts images, leaving out what remains at their ends, in pixels.
+
+    0 for encoders that do not cut images into patches, or that fill up the last ones.
+    """
+    embedding = next((part for part in encoder.modules() if type(part).__name__ == "PatchEmbed"), None)
+    cut = getattr(embedding, "proj", None)
+    if not isinstance(cut, nn.Conv2d) or cut.stride != cut.kernel_size or cut.padding != (0, 0):
+        return 0
+    return 0 if getattr(embedding, "dynamic_img_pad", False) else cut.stride[0]
+
+
 def patch_pixels(images: Tensor, side: int) -> Tensor:
     """Images (n, c, h, w) as patches (n, h/side · w/side, side² · c), row by row, the channels of a pixel together."""
     n, c, h, w = images.shape

@@ -189,8 +189,9 @@ def _between(low: int, value: int, high: int) -> int:
 
 def _remark(images: int) -> str:
     return (
-        f"{images} images teach an encoder little. Compare it with an untrained network by matrix-ssl "
-        f"evaluate, add images, or start from published weights: --from torchvision/resnet18 --download."
+        f"{images} images teach an encoder little. Add images, start from published weights (--from "
+        "torchvision/resnet18 --download), or compare with an untrained network, which needs labels, by matrix-ssl "
+        "evaluate."
     )
 
 

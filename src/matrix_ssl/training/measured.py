@@ -5,12 +5,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.kinds.array_source import ArraySource
 from matrix_ssl.data.sources import Data, Splits
 from matrix_ssl.data.statistics import Statistics, mean_and_deviation, value_range
+from matrix_ssl.networks.patches import patch_side
 from matrix_ssl.runs.folder import CONFIG, read_config
 
 _COLOUR_CHANGES = ("saturation", "hue", "grayscale", "solarize")  # of views
@@ -78,6 +81,18 @@ def views_remark(config: RunConfig) -> str:
     return (
         f"Left out of the views of {count} channel{'s' * (count > 1)}, as they are for colours: {', '.join(changes)}. "
         "The recipes microscopy, satellite and medical have views for such images."
+    )
+
+
+def patches_remark(config: RunConfig, encoder: nn.Module) -> str:
+    """A warning if the patches of an encoder leave out the edge of the images; empty if they do not."""
+    size, side = config.data.image_size, patch_side(encoder)
+    if not side or size % side == 0:
+        return ""
+    return (
+        f"Warning: network.encoder={config.network.encoder!r} sees {size - size % side} of {size} rows and columns of "
+        f"the images, which it cuts into patches of {side}: use --set data.image_size={size - size % side + side} or "
+        f"another multiple of {side}."
     )
 
 
