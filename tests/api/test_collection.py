@@ -19,10 +19,12 @@ from matrix_ssl.api.collection import too_alike, too_many_issues
 from matrix_ssl.api.gathered import is_features
 from matrix_ssl.api.questions import Places
 from matrix_ssl.cli.main import commands
+from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.evaluate.explore.clusters import cluster
 from matrix_ssl.evaluate.explore.neighbours import Neighbours, nearest
 from matrix_ssl.evaluate.explore.selection import select
+from matrix_ssl.report.explore.columns import read_columns
 from matrix_ssl.report.listing import Listing
 from matrix_ssl.runs.files import features_cache
 from tests.api.conftest import PIXELS
@@ -147,6 +149,20 @@ def test_selection_beside_labelled_images(images: matrix_ssl.Collection, tmp_pat
         assert chosen == images.select(6, rule=rule, labelled=["a/00.png", "05.png"]).paths
     with pytest.raises(DataError, match=r"1 of its 1 names match no image of 'of_folder' \('99.png'\)"):
         images.select(3, labelled=["99.png"])
+
+
+def test_tables_in_any_folder_are_data_again(tmp_path: Path) -> None:
+    relative = matrix_ssl.Collection("of_folder", "photos", **QUIET)  # whose paths are relative to the current folder
+    chosen = relative.select(3)
+    for folder in (Path(), Path("tables"), tmp_path):
+        folder.mkdir(exist_ok=True)
+        chosen.save(folder / "chosen.csv")
+        relative.embedding.save(folder / "features.csv")
+        for file, places in (("chosen.csv", chosen.paths), ("features.csv", relative.embedding.paths)):
+            source = open_source(str(folder / file), split="train", data_root=None)
+            assert [Path(source.where(i)).resolve() for i in range(len(source))] == [Path(p).resolve() for p in places]
+        _, sentence = read_columns(folder / "chosen.csv", relative.embedding.paths)
+        assert sentence == f"chosen.csv has a row for 3 of the {len(relative)} images."
 
 
 def test_an_answer_is_the_list_of_labelled_images_of_the_next_selection(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +30,7 @@ from matrix_ssl.config.untrusted import open_file, parse_json, why
 from matrix_ssl.errors import ConfigError, DataError, import_extra
 from matrix_ssl.evaluate.feature_rows import KEY, open_features
 from matrix_ssl.evaluate.features import Embedding
-from matrix_ssl.runs.files import csv_lines, write_atomically
+from matrix_ssl.runs.files import csv_lines, table_paths, write_atomically
 
 ENDINGS = (".npz", ".npy", ".csv", ".parquet", ".safetensors")
 SELF_DESCRIBING = (".npz", ".parquet", ".safetensors")  # contain the digests of encoder and images
@@ -66,7 +67,7 @@ def write_embedding(path: Path, embedding: Embedding) -> None:
     elif kind == ".npy":
         _write_npy(path, embedding)
     elif kind == ".csv":
-        write_atomically(path, lambda file: _write_csv(file, embedding))
+        write_atomically(path, lambda file: _write_csv(file, embedding, path))
     elif kind == ".parquet":
         write_atomically(path, lambda file: _write_parquet(file, embedding))
     else:
@@ -78,7 +79,7 @@ def _write_npy(path: Path, embedding: Embedding) -> None:
     staged = path.with_name(f"{path.name}.new")
     write_atomically(staged, lambda file: np.save(file, embedding.features))
     try:
-        write_atomically(_beside(path), lambda file: _write_csv(file, embedding, features=False))
+        write_atomically(_beside(path), lambda file: _write_csv(file, embedding, path, features=False))
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
@@ -131,7 +132,8 @@ def _rows(embedding: Embedding) -> Iterator[tuple[str, str, str]]:
         yield path, label, "" if embedding.digests is None else embedding.digests[row]
 
 
-def _write_csv(file: IO[bytes], embedding: Embedding, *, features: bool = True) -> None:
+def _write_csv(file: IO[bytes], embedding: Embedding, path: Path, *, features: bool = True) -> None:
+    embedding = replace(embedding, paths=list(table_paths(embedding.paths, path)))
     names = [f"f{column}" for column in range(embedding.features.shape[1])] if features else []
     rows = (
         [*columns, *(embedding.features[row].tolist() if features else ())]

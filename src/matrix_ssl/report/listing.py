@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matrix_ssl.errors import ConfigError
 from matrix_ssl.report import template
 from matrix_ssl.report.formats import common_folder, number
 from matrix_ssl.report.terminal import empty_table
-from matrix_ssl.runs.files import csv_lines, write_atomically
+from matrix_ssl.runs.files import csv_lines, table_paths, write_atomically
 from matrix_ssl.runs.terminal import printable
 
 MOST_ROWS = 20  # on a terminal
@@ -65,13 +66,19 @@ class Listing:
     def save(self, path: str | Path) -> None:
         """Writes a CSV file in UTF-8, with a header; bytes of file names that are not text stay as they are.
 
+        In another folder than the current one, the paths are absolute, so that the table can be used as data.
+
         Raises:
             ConfigError: its name does not end in .csv.
             RunFolderError: it cannot be written.
         """
         check_ending(path, ROWS)
-        lines = (line.encode(errors="surrogateescape") for line in csv_lines([self.columns, *self.rows]))
-        write_atomically(expanded(path), lambda file: file.writelines(lines))
+        table = expanded(path)
+        place = self.columns.index("path")
+        paths = table_paths(self.paths, table)
+        rows = ((*row[:place], name, *row[place + 1 :]) for row, name in zip(self.rows, paths, strict=True))
+        lines = (line.encode(errors="surrogateescape") for line in csv_lines(chain([self.columns], rows)))
+        write_atomically(table, lambda file: file.writelines(lines))
 
     def page(self, path: str | Path) -> Path:
         """Writes a page that opens offline: thumbnails of at most 500 images, by group, with what the table says.

@@ -193,6 +193,16 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, lambda file: file.writelines(_json_line(line).encode() for line in lines))
 
 
+def table_paths(places: Iterable[str], table: Path) -> Iterator[str]:
+    """The places of images as a table has to name them to be data itself: relative to its own folder, or absolute.
+
+    Paths of files that are relative to the current folder become absolute if the table is in another folder.
+    """
+    is_elsewhere = table.parent.resolve() != Path.cwd().resolve()
+    for place in places:
+        yield str(Path(place).absolute()) if is_elsewhere and Path(place).is_file() else place
+
+
 def csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     """Rows as lines of a CSV file, which end in line feeds.
 

@@ -48,7 +48,9 @@ def read_columns(path: Path, places: Sequence[str]) -> tuple[list[Column], str]:
 
 def _match(path: Path, names: Sequence[str], places: Sequence[str]) -> list[int | None]:
     """The image of every row."""
-    whole: dict[str, int | None] = {place: image for image, place in enumerate(places)}
+    cwd = Path.cwd()
+    whole: dict[str, int | None] = {str(PurePath(cwd, place)): image for image, place in enumerate(places)}
+    whole |= {place: image for image, place in enumerate(places)}
     ends: dict[tuple[str, ...], int | None] = {}
     for number, place in enumerate(places):
         parts = PurePath(place).parts
