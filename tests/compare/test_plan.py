@@ -402,6 +402,8 @@ class TestRuns:
         job = runs(make_plan(methods=("simsiam", path)), path, {})[1]
         assert job.folder == Path("runs/own-8-epochs/seed-1") and job.label == "own, 8 epochs, seed 1"
         assert job.config.method.name == path
+        (once,) = runs(make_plan(methods=("simsiam", path), budget=1), path, {})[:1]
+        assert once.label == "own, 1 epoch, seed 0"
 
 
 def options_of(recipe: str) -> config.RunConfig:

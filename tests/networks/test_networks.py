@@ -124,7 +124,8 @@ class TestTimm:
             build_encoder("timm/resnet1", channels=3, image_size=32)
 
     @pytest.mark.parametrize(("name", "size", "patch"), [
-        ("vit_tiny_patch16_224", 30, 16), ("vit_tiny_patch16_224", 32, 16), ("mixer_s32_224", 70, 32), ("resnet10t", 30, 0),
+        ("vit_tiny_patch16_224", 30, 16), ("vit_tiny_patch16_224", 32, 16), ("mixer_s32_224", 70, 32),
+        ("resnet10t", 30, 0),
     ])  # fmt: skip
     def test_patches_leave_out_what_remains_of_an_image(self, name, size, patch):
         """Against the gradient: a pixel counts if the features depend on it."""

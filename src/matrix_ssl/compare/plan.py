@@ -90,7 +90,7 @@ class Job:
             return "raw pixels and untrained network"
         if self.stage == "public":
             return str(self.settings["name"])
-        what = "trial" if self.stage == "tuning" else f"{self.epochs} epochs, seed"
+        what = "trial" if self.stage == "tuning" else f"{self.epochs} epoch{'s' * (self.epochs > 1)}, seed"
         seed = f", seed {self.trial_seed}" if self.trial_seed else ""
         return f"{short_name(self.method)}, {what} {self.number}{seed}"
 

@@ -35,8 +35,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     updates its own shard.
 
     Raises:
-        ValueError: the momentum is not in [0, 1]; or the parameters of one of the two are sharded across processes at the moment, and those of the other
-            are not.
+        ValueError: the momentum is not in [0, 1]; the tensors of the two have different shapes; or the parameters of
+            one of them are sharded across processes at the moment, and those of the other are not.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be a number from 0 to 1, got {momentum!r}.")
