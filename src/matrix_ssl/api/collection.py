@@ -95,7 +95,8 @@ class Collection(Gathered):
             rows += [(number + 1, "yes", *self._image(i)) for i in representatives]
             rows += [(number + 1, "", *self._image(i)) for i in rest]
         sizes = np.bincount(result.assignments)
-        text = f"Clusters of {sizes.max():,} to {sizes.min():,} images: {len(sizes)}."
+        each = f"{sizes.min():,} to {sizes.max():,}" if sizes.min() < sizes.max() else f"{sizes.max():,}"
+        text = f"Clusters of {each} images: {len(sizes)}."
         columns = ("cluster", "representative")
         return self._listing("Clusters", [text], columns, rows, group="cluster", shown=REPRESENTATIVES)
 
