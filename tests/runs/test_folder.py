@@ -27,7 +27,7 @@ from matrix_ssl.runs.files import (
     write_atomically,
     write_json,
 )
-from matrix_ssl.runs.folder import check_folder, claim, is_unclaimed, lock, read_config, set_aside, tidy
+from matrix_ssl.runs.folder import check_folder, claim, has_begun, is_unclaimed, lock, read_config, set_aside, tidy
 from matrix_ssl.runs.metrics import MetricsWriter
 from tests.conftest import unprivileged
 
@@ -41,15 +41,42 @@ def test_the_same_run_with_more_epochs_names_its_remedy(
     tmp_path: Path, before: dict[str, int], now: dict[str, int], remedy: str
 ) -> None:
     claim(tmp_path, RunConfig(**before))
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(RunFolderError) as caught:
         claim(tmp_path, RunConfig(**now))
     assert str(caught.value).endswith(f"or use --fresh to start over.{remedy.format(tmp_path)}")
+
+
+@pytest.mark.parametrize("description", [RunConfig(seed=1), {"settings": {"seed": 1}}], ids=["pretrain", "others"])
+def test_a_run_that_has_made_no_step_gives_way_to_one_with_other_settings(
+    tmp_path: Path, description: RunConfig | dict[str, Any]
+) -> None:
+    assert not has_begun(tmp_path / "absent") and not has_begun(tmp_path)
+    write_json(tmp_path / "config.json", {"settings": {"seed": 0}})
+    for name in ("environment.json", "metrics.jsonl", "skipped.jsonl", "own-method.py", "own-encoder.json", ".lock"):
+        (tmp_path / name).write_text("" if name == "metrics.jsonl" else "{}\n")
+    assert not has_begun(tmp_path)
+    claim(tmp_path, description)
+    assert names(tmp_path) == {"config.json", ".lock"}  # what was found in the images then may be mended by now
+    assert read_json(tmp_path / "config.json")["seed" if isinstance(description, RunConfig) else "settings"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "encoder.safetensors", "result.json", "notes.txt"])
+def test_a_run_with_anything_else_keeps_its_settings(tmp_path: Path, name: str) -> None:
+    claim(tmp_path, {"seed": 0})
+    (tmp_path / name).write_text('{"step": 1}\n')
+    assert has_begun(tmp_path)
+    with pytest.raises(RunFolderError, match=r"was started with other settings \(seed: 0 -> 1\)"):
+        claim(tmp_path, {"seed": 1})
+    claim(tmp_path, {"seed": 0})
+    assert names(tmp_path) == {"config.json", name}
 
 
 def test_the_file_of_a_method_may_be_moved_but_not_changed(tmp_path: Path) -> None:
     run, old, new = (tmp_path / name for name in ("run", "old.py", "new.py"))
     run.mkdir()
     claim(run, RunConfig(method=MethodConfig(str(old))))
+    (run / "checkpoints").mkdir()
     new.write_text("x = 1\n")
     with pytest.raises(RunFolderError, match=r"method\.name: '.*old\.py' -> '.*new\.py'"):  # it has kept no source
         claim(run, RunConfig(method=MethodConfig(str(new))))

@@ -159,6 +159,21 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
     succeed(tmp_path, from_files("photos", remedy, epochs=5), before=BARE)
 
 
+def test_a_run_whose_images_are_refused_at_its_start_leaves_the_folder_to_other_settings(tmp_path: Path) -> None:
+    paths = make_images(tmp_path / "photos", 40)
+    for path in paths[:30]:
+        path.write_text("this is text")
+    measured = ("data.mean=[]", "data.std=[]")
+    assert "30 of 40 images cannot be read" in fail(tmp_path, from_files("photos", *measured))
+    assert len(read_lines(tmp_path / "r" / "skipped.jsonl")) == 30
+    settings = (*measured, "data.value_range=0,510", "data.channels=3", "data.max_unreadable=0.75", "seed=1")
+    succeed(tmp_path, from_files("photos", *settings), before=BARE)
+    config = read_config(tmp_path / "r")
+    assert (config.data.channels, config.data.value_range, config.seed) == (3, (0, 510), 1)
+    assert all(0 < mean < 0.5 for mean in config.data.mean)  # of values halved
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("r")] == ["r"]
+
+
 def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> None:
     """Each of two processes meets six of twelve or about so many, of which ten may be unreadable."""
     for path in make_images(tmp_path / "photos", 60)[::5]:

@@ -14,7 +14,7 @@ from matrix_ssl.data import open_source
 from matrix_ssl.errors import DataError
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import write_json
-from matrix_ssl.runs.folder import CONFIG
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG
 from matrix_ssl.training import fitting, setup
 from matrix_ssl.training.fitting import Fit, Folder, Machine, fit
 from tests.support.runs import make_images
@@ -97,6 +97,8 @@ class TestFitted:
         config, _, _ = self.fitted(tmp_path / "few")
         (tmp_path / "run").mkdir()
         write_json(tmp_path / "run" / CONFIG, to_dict(config))
+        assert fitting.base_recipe("cpu", tmp_path / "run") == fitting.base_recipe("cpu", None)  # it has not begun
+        (tmp_path / "run" / CHECKPOINTS).mkdir()
         make_images(tmp_path / "few", 90)
         again, _, _ = self.fitted(tmp_path / "few", run=tmp_path / "run")
         assert again == config and self.fitted(tmp_path / "few")[0] != config

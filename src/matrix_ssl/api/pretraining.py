@@ -31,7 +31,7 @@ from matrix_ssl.evaluate.protocols import describe_images
 from matrix_ssl.methods import Method, find_method, option_defaults, register_method
 from matrix_ssl.runs.checkpoint import read_encoder
 from matrix_ssl.runs.files import read_object
-from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_owner, read_config
+from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_owner, has_begun, read_config
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
@@ -175,7 +175,7 @@ def train(
     check_loggers(loggers)
     if not (run / CONFIG).exists():
         check_outside(run, data or config.data.source, data_root=data_root)
-    earlier = None if fresh else run
+    earlier = run if has_begun(run) and not fresh else None
     with session(device, quiet=quiet) as s:
         config = keeping_channels(config, data, chosen=chosen)
         _check_equal(config, {"fit": fit, "fresh": fresh, "online": online})
@@ -246,7 +246,7 @@ def _complete(
         start = _main_first(s, partial(start_from, config, chosen=chosen, run=earlier, download=download))
         config = start.config
     config, source = with_statistics(config, source, run=earlier, say=s.display.say)
-    recorded = read_config(earlier).precision if earlier is not None and (earlier / CONFIG).exists() else None
+    recorded = read_config(earlier).precision if earlier is not None else None
     settled = setup.settle_precision(config, s.device, recorded=recorded).precision
     settled = distributed.broadcast_object(settled)  # processes may have different processors
     config = configuration.override(config, [("precision", settled)])

@@ -37,6 +37,7 @@ _OWN = {
     CONFIG, ENVIRONMENT, METRICS, SUMMARY, ENCODER, EVALUATION, VIEWS, FOLLOWED, SKIPPED, METHOD, MODULE, _LOCK,
 }  # fmt: skip
 _FOREIGN = "wandb"  # folder of W&B
+_BEFORE = (ENVIRONMENT, METRICS, SKIPPED, METHOD, MODULE)  # beside CONFIG, what a run writes before its first step
 
 
 def is_unclaimed(folder: Path, *, first: str) -> bool:
@@ -49,6 +50,18 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
         return True
     left = {path.name for path in unfinished(folder, first)} | {_LOCK}
     return all(path.name in left for path in folder.iterdir())
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a folder holds a run with more than a run writes before its first step.
+
+    A run without, such as one whose images could not be read, has nothing to protect: its folder is free for a run with
+    other settings.
+    """
+    if not (run / CONFIG).exists():
+        return False
+    left = {path.name for path in unfinished(run)} | {CONFIG, *_BEFORE, _LOCK}
+    return any(path.name not in left or (path.name == METRICS and path.stat().st_size > 0) for path in run.iterdir())
 
 
 def read_config(run: Path) -> RunConfig:
@@ -221,14 +234,21 @@ def claim(
 ) -> None:  # fmt: skip
     """Writes the file ``first``, which says what a locked folder is for, or checks that an existing one agrees.
 
+    What a run that has not begun has left is removed, and its ``config.json`` is replaced.
+
     Args:
         description: the configuration of a run, or nested plain values; values under ``places`` may differ.
         may_change: dotted keys of further values that may differ.
         configurations: keys of nested values that are configurations of runs; settings that an earlier version lacked
             there have their defaults.
     """
-    check_claim(folder, description, may_change=may_change, first=first, configurations=configurations)
-    if not (folder / first).exists():
+    is_free = first == CONFIG and not has_begun(folder)
+    if is_free:
+        for name in _BEFORE:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        check_claim(folder, description, may_change=may_change, first=first, configurations=configurations)
+    if is_free or not (folder / first).exists():
         values = configuration.to_dict(description) if isinstance(description, RunConfig) else description
         write_json(folder / first, redact_values(values))
 

@@ -24,7 +24,7 @@ from matrix_ssl.errors import CheckpointError, DataError, UnreadableImage
 from matrix_ssl.methods import TeacherMethod, find_method
 from matrix_ssl.report.formats import duration
 from matrix_ssl.runs import devices
-from matrix_ssl.runs.folder import CONFIG, read_config
+from matrix_ssl.runs.folder import CONFIG, has_begun, read_config
 
 ON_CPU, ON_GPU = "images_small", "images"  # recipes
 FEW = 500  # number of images below which an encoder learns little from scratch
@@ -93,8 +93,8 @@ def fit(folder: Folder, machine: Machine, *, has_weights: bool) -> Fit:
 
 
 def base_recipe(device: str, run: Path | None) -> str:
-    """The recipe for all other settings: that of an existing run, else by the device."""
-    if run is not None and (run / CONFIG).exists():
+    """The recipe for all other settings: that of a run that has begun, else by the device."""
+    if run is not None and has_begun(run):
         return read_config(run).recipe
     return ON_CPU if devices.choose_device(device).type == "cpu" else ON_GPU
 
