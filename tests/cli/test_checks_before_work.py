@@ -124,6 +124,12 @@ DETECT = (detect, [*COCO, "--encoder", "random/resnet18", "--out", "d"])
         (DETECT[0], [*DETECT[1], "--no-masks", "--set", "masks=true"], "masks=true and --no-masks false contradict"),
         (WORTH[0], [*WORTH[1], "--epochs", "3", "--set", "epochs=4"], "epochs=4 and --epochs 3 contradict each other"),
         (WORTH[0], [*WORTH[1], "--set", "seed=4"], "--set seed=4: this command trains with the seeds 0, 1, 2"),
+        (evaluate, ["random/tiny_resnet", "--data", "photos", "--set", "data.max_unreadable=0.5"],
+         "--set data.max_unreadable=0.5: 'data.max_unreadable' is not a setting of this command: use its option "
+         "--max-unreadable."),
+        (evaluate, ["random/tiny_resnet", "--data", "photos", "--set", "weights=teacher"], "use its option --weights."),
+        (pretrain, ["demo", "--set", "max_hours=2"], "use its option --max-hours."),
+        (COMPARE[0], [*COMPARE[1], "--set", "budget=2"], "use its option --budget."),
         (COMPARE[0], [*COMPARE[1], "--set", "seed=4"], "--set seed=4: this command trains with the seeds 0, 1, 2"),
         (COMPARE[0], [*COMPARE[1], "--budget", "3", "--set", "epochs=4"], "epochs=4 and --budget 3 contradict"),
         (COMPARE[0], [*COMPARE[1], "--trials", "1", "--tuning-set", "network.width=8"],

@@ -42,6 +42,16 @@ def has(name: str, command: click.Command, remedy: str) -> bool:
     return remedy.partition(".")[0] in {field.name for field in fields}
 
 
+def option_instead(command: click.Command, key: str) -> str:
+    """The option of a command that bears the name of a setting which it does not have; empty if there is none.
+
+    For ``data.max_unreadable`` of ``evaluate`` it is ``--max-unreadable``.
+    """
+    option = f"--{key.rpartition('.')[2].replace('_', '-')}"
+    name = next((name for name in _SETTINGS if name.split()[-1] == command.name), "")
+    return option if has(name, command, option) and not has(name, command, key) else ""
+
+
 def running_has(group: click.Group, remedy: str) -> bool:
     """Whether this process's command has an option or setting; always true if the command line names no command."""
     running = find_command(group, sys.argv[1:])

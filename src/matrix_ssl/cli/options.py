@@ -11,6 +11,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from matrix_ssl.cli import completion
+from matrix_ssl.cli.offered import option_instead
 from matrix_ssl.config import split_assignment
 from matrix_ssl.errors import ConfigError
 from matrix_ssl.runs.signals import limit_time
@@ -121,7 +122,17 @@ no_report = click.option("--no-report", is_flag=True, help="Do not write the rep
 
 def assignments(text: str = "Change a setting") -> Callable[[Any], Any]:
     """The option ``--set KEY=VALUE``."""
-    return click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help=f"{text}; may be repeated.")
+    return click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, callback=_no_options,
+                        help=f"{text}; may be repeated.")  # fmt: skip
+
+
+def _no_options(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The assignments; raises ConfigError for one of an option."""
+    for assignment in values:
+        key = split_assignment(assignment)[0]
+        if option := option_instead(context.command, key):
+            raise ConfigError(f"--set {assignment}: {key!r} is not a setting of this command: use its option {option}.")
+    return values
 
 
 def out(default: str | None, *, what: str = "Folder of the run") -> Callable[[Any], Any]:
