@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from matrix_ssl.runs import checkpoint
+from matrix_ssl.runs.files import read_lines
 from tests.support import runs
 from tests.support.drawn_coco import THINLY, arguments, write_set
 from tests.support.runs import PATIENCE, check_failure, fail, lines, start, start_processes, succeed
@@ -321,6 +322,20 @@ class TestFaults:
         assert found["images"] == 2
         assert [Path(item["where"]).name for item in found["unreadable"]["train"]] == ["001.png"]
         assert [Path(item["where"]).name for item in found["unreadable"]["val"]] == ["002.png"]
+
+    def test_many_images_that_cannot_be_scored_are_named_by_their_reason_and_listed(self, tmp_path: Path) -> None:
+        data = write_set(tmp_path, train=2, val=14)
+        for number in range(12):
+            (data / "val" / f"{number:03d}.png").write_bytes(b"")
+        words = arguments(data, "epochs=1", "precise_bn=0")
+        words[words.index(str(data / "val.tar"))] = str(data / "val")
+        ended = runs.run(tmp_path, words, before=THINLY)
+        assert ended.err.count("Skipped ") == 1 and "Skipped 12 images, such as " in ended.err
+        error = check_failure(ended)
+        assert "12 of 14 images cannot be read, and at most 10 may be unreadable. All are in r/skipped-val" in error
+        assert len(read_lines(tmp_path / "r" / "skipped-val.jsonl")) == 12
+        succeed(tmp_path, [*words, "--set", "max_unreadable=0.86"], before=THINLY)
+        assert result(tmp_path / "r")["unreadable"]["val"] == read_lines(tmp_path / "r" / "skipped-val.jsonl")
 
     @staticmethod
     def replace(words: list[str], option: str, value: object) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from matrix_ssl import distributed
+from matrix_ssl.data.unreadable import skipped
 from matrix_ssl.distributed import batch_norm
 from matrix_ssl.encoder import Weights
 from matrix_ssl.evaluate.detection.annotations import (
@@ -32,11 +33,12 @@ from matrix_ssl.evaluate.detection.shapes import coco_masks
 from matrix_ssl.evaluate.detection.training import DetectorTraining
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
-from matrix_ssl.runs.files import read_json, read_lines, write_json, write_text
+from matrix_ssl.runs.files import read_json, read_lines, write_json, write_lines, write_text
 from matrix_ssl.runs.folder import ENVIRONMENT, SKIPPED
 from matrix_ssl.training.engine import Engine, check_unreadable
 
 RESULT, PREDICTIONS, DETECTOR, GALLERY = "result.json", "predictions.json", "detector.safetensors", "detections.png"
+VAL_SKIPPED = "skipped-val.jsonl"
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,13 @@ def run(prepared: Prepared, out: Path, *, display: Display) -> dict[str, Any]:
 def _write(
     prepared: Prepared, out: Path, training: DetectorTraining, predictions: DetectionResults, started: float
 ) -> dict[str, Any]:
-    for where, why in predictions.unreadable.values():
-        training.display.say(f"Skipped {where}: {why}.")
-    settings, val = prepared.settings, prepared.val
+    settings, val, unreadable = prepared.settings, prepared.val, list(predictions.unreadable.values())
+    for line in skipped(unreadable):
+        training.display.say(line)
+    if unreadable:
+        write_lines(out / VAL_SKIPPED, [{"where": where, "why": why} for where, why in unreadable])
     check_unreadable(
-        list(predictions.unreadable.values()), len(val.images), "They are listed above",
+        unreadable, len(val.images), f"All are in {out / VAL_SKIPPED}",
         part=settings.max_unreadable, option="--set max_unreadable=",
     )  # fmt: skip
     checkpoint.save_weights(out / DETECTOR, prepared.detector, {"architecture": settings.architecture})
@@ -186,7 +190,7 @@ def _write(
         "counts": {"train": prepared.train.counts, "val": prepared.val.counts},
         "unreadable": {
             "train": read_lines(out / SKIPPED),
-            "val": [{"where": where, "why": why} for where, why in predictions.unreadable.values()],
+            "val": [{"where": where, "why": why} for where, why in unreadable],
         },
         "iterations": training.step,
         "bad_steps": int(training.counters["bad_steps"]),
