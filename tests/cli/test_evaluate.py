@@ -181,6 +181,15 @@ def test_mistakes(run: Path, arguments: list[str], message: str) -> None:
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
+def test_why_there_are_no_labels_is_said_once(tmp_path: Path) -> None:
+    for name in ("photos/train", "photos/train/ant", "photos/train/bee", "photos/test", "photos/test/ant"):
+        make_images(tmp_path / name, 2)
+    words = ["evaluate", "random/tiny_resnet", "--data", "photos", "--out", "r", "--device", "cpu"]
+    ended = succeed(tmp_path, words, before=BARE)
+    assert ended.err.count("no labels") == ended.err.count("Writing only the embedding map") == 1
+    assert "train has no labels: 2 of 6 images are beside the class folders" in ended.err
+
+
 def test_a_run_without_images_asks_for_some(run: Path) -> None:
     config = read_json(run / "config.json")
     config["data"]["source"] = ""

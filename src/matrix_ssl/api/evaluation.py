@@ -262,11 +262,10 @@ def _run_of(
 
 def _describe(subject: Subject, display: Display) -> None:
     """Writes what the page shows for images without labels."""
-    train = subject.train
-    display.say(
-        f"{train.name!r} has no labels: {train.unlabelled_because}. Writing only the embedding map and the "
-        "nearest-neighbour gallery."
-    )
+    train, text = subject.train, "Writing only the embedding map and the nearest-neighbour gallery."
+    if not any(train.unlabelled_because in remark for remark in train.remarks):
+        text = f"{train.name!r} has no labels: {train.unlabelled_because}. {text}"
+    display.say(text)
     with display.bar("features") as show:
         describe_images(
             subject.run, train, weights=subject.weights, device=subject.device, on_progress=show, say=display.say,
@@ -292,7 +291,8 @@ def _open_everywhere(open_splits: Callable[[], _Splits], say: Callable[[str], No
             f"No test split: holding out {_HELD_OUT:.0%} of each class. The encoder may have seen these images during "
             "pre-training."
         )
-    for remark in dict.fromkeys((*train.remarks, *test.remarks)):
+    used = (train,) if train.labels is None else (train, test)
+    for remark in dict.fromkeys(remark for source in used for remark in source.remarks):
         say(remark)
     if distributed.world_size() > 1:
         distributed.check_equal({"training images": train.digest, "test images": test.digest}, "images")
