@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from matrix_ssl.api import evaluation
 from matrix_ssl.config import override
 from matrix_ssl.data import open_source
-from matrix_ssl.encoder import load_encoder
+from matrix_ssl.encoder import architectures, load_encoder
+from matrix_ssl.evaluate import protocols
 from matrix_ssl.evaluate.features import extract
 from matrix_ssl.evaluate.probes.knn import knn_predict
+from matrix_ssl.evaluate.trained.protocols import EvaluationSettings
 from matrix_ssl.runs.checkpoint import digest, encode, read_safetensors
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import identity, read_config
@@ -179,6 +182,26 @@ def test_mistakes(run: Path, arguments: list[str], message: str) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert message in fail(run.parent, ["evaluate", "r", "--device", "cpu", *arguments])
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_an_untrained_encoder_is_its_own_baseline_and_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos/ant", "photos/bee"):
+        make_images(tmp_path / name, 10)
+    networks: list[list[str]] = []
+    monkeypatch.setattr(architectures, "IMAGE_SIZE", 24)
+    monkeypatch.setattr(protocols, "extract", lambda of, *a, **o: (networks.append([*of]), extract(of, *a, **o))[1])
+    evaluation.evaluate(
+        "random/tiny_resnet", str(tmp_path / "photos"), out=tmp_path / "r", protocols=["knn"],
+        settings=EvaluationSettings(), quiet=True, report=False, device="cpu",
+    )  # fmt: skip
+    assert networks == [["encoder", "raw_pixels"]] * 2
+    values = read_json(tmp_path / "r" / "evaluation" / "photos" / "knn.json")
+    untrained = values["baselines"]["random_network"]
+    assert untrained.keys() == values["measures"].keys()
+    assert all(untrained[name]["accuracy"] == one["accuracy"] for name, one in values["measures"].items())
+    assert {one["difference"] for one in values["differences"]["random_network"].values()} == {0}
 
 
 def test_why_there_are_no_labels_is_said_once(tmp_path: Path) -> None:

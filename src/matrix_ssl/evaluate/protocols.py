@@ -125,9 +125,9 @@ def _run_frozen(subject: Subject, protocols: Sequence[str], baselines: Sequence[
     Each public encoder needs a pass of its own, since its images are prepared differently.
     """
     started, say = time.monotonic(), display.say
-    networks: dict[str, nn.Module] = {
-        "encoder": subject.encoder, "raw_pixels": RawPixels(), "random_network": subject.untrained[0]
-    }  # fmt: skip
+    networks: dict[str, nn.Module] = {"encoder": subject.encoder, "raw_pixels": RawPixels()}
+    if not subject.is_untrained:
+        networks["random_network"] = subject.untrained[0]
     files = subject.folder / "features"
     train, test = _features(subject, networks, subject.config.data, files, display=display)
     unreadable.report([*train.unreadable, *test.unreadable], subject.folder, what="training and test images", say=say)
@@ -140,6 +140,7 @@ def _run_frozen(subject: Subject, protocols: Sequence[str], baselines: Sequence[
             show(done, len(networks))
             # the baselines skip the same protocols, silently
             predictions[name] = _predict(subject, name, train, test, requested, say if name == "encoder" else _silent)
+    predictions.setdefault("random_network", predictions["encoder"])
     answers = Answers.of(subject.test, test.indices)
     public = [_measure(subject, one, answers, files, requested, display) for one in baselines]
     for protocol in protocols:

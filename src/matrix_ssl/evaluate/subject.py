@@ -48,6 +48,12 @@ class Subject:
         return encoders.initialise_encoder(self.config)
 
     @cached_property
+    def is_untrained(self) -> bool:
+        """Whether the encoder is the untrained network, as that of ``random/NAME`` is."""
+        initial, own = (checkpoint.digest(one.state_dict()) for one in (self.untrained[0], self.encoder))
+        return initial == own
+
+    @cached_property
     def folder(self) -> Path:
         """The folder of the results."""
         return results.folder_of(self.run, self.train, self.test, self.weights)
