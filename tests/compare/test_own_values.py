@@ -55,6 +55,12 @@ class TestChoice:
             ("simclr:temperature=warm", "method.temperature=warm: expected a finite number above 0."),
             ("simclr:temperature=0", "method.temperature=0: expected a finite number above 0."),
             ("simclr:temperature", "--methods 'simclr:temperature': write an option as simclr:OPTION=VALUE."),
+            (
+                "simclr:temperature=0.5:temperature=0.2",
+                "'simclr:temperature=0.5:temperature=0.2' gives temperature "
+                "twice: remove one, or name two methods to compare both.",
+            ),
+            ("mec,simclr:temperature=0.5:hidden_dim=64:temperature=0.5", "gives temperature twice"),
             ("simclr:0.5", "--methods 'simclr:0.5': write an option as simclr:OPTION=VALUE."),
             ("simcrl:temperature=0.5", "method.name='simcrl' is not a method. Did you mean 'simclr'?"),
         ],

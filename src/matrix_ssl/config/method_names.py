@@ -3,13 +3,24 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from matrix_ssl.errors import ConfigError
+
 _OPTION = re.compile(r":(?=\w+=)")  # the colon before an option
 
 
 def split_name(method: str) -> tuple[str, dict[str, str]]:
-    """A method's name or file, and the text of the options that are its own, by name."""
-    name, *options = _OPTION.split(method)
-    return name, dict(option.split("=", 1) for option in options)
+    """A method's name or file, and the text of the options that are its own, by name.
+
+    Raises:
+        ConfigError: an option is given twice.
+    """
+    name, *texts = _OPTION.split(method)
+    options: dict[str, str] = {}
+    for option, text in (each.split("=", 1) for each in texts):
+        if option in options:
+            raise ConfigError(f"{method!r} gives {option} twice: remove one, or name two methods to compare both.")
+        options[option] = text
+    return name, options
 
 
 def join_name(name: str, options: Mapping[str, str]) -> str:
