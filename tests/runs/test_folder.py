@@ -27,7 +27,17 @@ from matrix_ssl.runs.files import (
     write_atomically,
     write_json,
 )
-from matrix_ssl.runs.folder import check_folder, claim, has_begun, is_unclaimed, lock, read_config, set_aside, tidy
+from matrix_ssl.runs.folder import (
+    check_folder,
+    claim,
+    has_begun,
+    identity,
+    is_unclaimed,
+    lock,
+    read_config,
+    set_aside,
+    tidy,
+)
 from matrix_ssl.runs.metrics import MetricsWriter
 from tests.conftest import unprivileged
 
@@ -53,8 +63,10 @@ def test_a_run_that_has_made_no_step_gives_way_to_one_with_other_settings(
 ) -> None:
     assert not has_begun(tmp_path / "absent") and not has_begun(tmp_path)
     write_json(tmp_path / "config.json", {"settings": {"seed": 0}})
-    for name in ("environment.json", "metrics.jsonl", "skipped.jsonl", "own-method.py", "own-encoder.json", ".lock"):
+    for name in ("metrics.jsonl", "skipped.jsonl", "own-method.py", "own-encoder.json", ".lock"):
         (tmp_path / name).write_text("" if name == "metrics.jsonl" else "{}\n")
+    assert has_begun(tmp_path)  # nothing shows yet that this is no other program's file
+    write_json(tmp_path / "environment.json", {"run": identity(tmp_path)})
     assert not has_begun(tmp_path)
     claim(tmp_path, description)
     assert names(tmp_path) == {"config.json", ".lock"}  # what was found in the images then may be mended by now
@@ -70,6 +82,18 @@ def test_a_run_with_anything_else_keeps_its_settings(tmp_path: Path, name: str) 
         claim(tmp_path, {"seed": 1})
     claim(tmp_path, {"seed": 0})
     assert names(tmp_path) == {"config.json", name}
+
+
+def test_a_file_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    content = {"model_type": "bert"}
+    write_json(tmp_path / "config.json", content)
+    for facts in (None, {}, {"run": "1234567890abcdef"}):
+        if facts is not None:
+            write_json(tmp_path / "environment.json", facts)
+        for description in (RunConfig(), {"seed": 1}):
+            with pytest.raises(RunFolderError, match=r"choose another folder|does not fit"):
+                claim(tmp_path, description)
+    assert read_json(tmp_path / "config.json") == content
 
 
 def test_the_file_of_a_method_may_be_moved_but_not_changed(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def train(
     check_loggers(loggers)
     if not (run / CONFIG).exists():
         check_outside(run, data or config.data.source, data_root=data_root)
-    earlier = run if has_begun(run) and not fresh else None
+    earlier = run if not fresh and has_begun(run) else None
     with session(device, quiet=quiet) as s:
         config = keeping_channels(config, data, chosen=chosen)
         _check_equal(config, {"fit": fit, "fresh": fresh, "online": online})

@@ -53,13 +53,16 @@ def is_unclaimed(folder: Path, *, first: str) -> bool:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether a folder holds a run with more than a run writes before its first step.
+    """Whether a folder holds a run with more than a run writes before its first step, or a file of another program.
 
     A run without, such as one whose images could not be read, has nothing to protect: its folder is free for a run with
-    other settings.
+    other settings. Its environment shows that ``config.json`` is that of a run.
     """
     if not (run / CONFIG).exists():
         return False
+    environment = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).exists() else None
+    if not isinstance(environment, dict) or environment.get("run") != identity(run):
+        return True
     left = {path.name for path in unfinished(run)} | {CONFIG, *_BEFORE, _LOCK}
     return any(path.name not in left or (path.name == METRICS and path.stat().st_size > 0) for path in run.iterdir())
 
@@ -242,13 +245,11 @@ def claim(
         configurations: keys of nested values that are configurations of runs; settings that an earlier version lacked
             there have their defaults.
     """
-    is_free = first == CONFIG and not has_begun(folder)
-    if is_free:
-        for name in _BEFORE:
+    if first == CONFIG and (folder / CONFIG).exists() and not has_begun(folder):
+        for name in (*_BEFORE, CONFIG):
             (folder / name).unlink(missing_ok=True)
-    else:
-        check_claim(folder, description, may_change=may_change, first=first, configurations=configurations)
-    if is_free or not (folder / first).exists():
+    check_claim(folder, description, may_change=may_change, first=first, configurations=configurations)
+    if not (folder / first).exists():
         values = configuration.to_dict(description) if isinstance(description, RunConfig) else description
         write_json(folder / first, redact_values(values))
 
