@@ -132,9 +132,10 @@ def test_public_encoders_beside_that_of_the_run(run: Path) -> None:
     for one in values["public"].values():
         assert one["sha256"] == digest(load_encoder(run).state_dict()) and one["feature_seconds"] > 0
         assert "tensors of tiny_resnet" in one["tensors"] and one["measures"].keys() == values["measures"].keys()
+    most = 1 - 0.025 ** (1 / 360)  # of the images that may have another difference, where all 360 have none
     for name in ("same, 8 px", "large, 8 px"):
         assert all(
-            d == {"difference": 0, "interval": [0, 0], "draws": 1, "p": 1}
+            d == {"difference": 0, "interval": pytest.approx([-most, most]), "draws": 1, "p": 1}
             for d in values["public"][name]["differences"].values()
         )
 

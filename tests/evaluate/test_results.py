@@ -74,7 +74,7 @@ def test_a_class_of_one_test_image_leaves_no_interval(answers: Answers, tmp_path
     results.write(tmp_path / "new", "knn", {"measures": {"knn_1": results.describe(made, few)}}, {"knn_1": made}, few)
     found = results.read(tmp_path / "new", "knn")
     assert found is not None and found["measures"]["knn_1"]["mean_per_class_interval"] is None
-    assert found["measures"]["knn_1"]["interval"] == [1.0, 1.0]
+    assert found["measures"]["knn_1"]["interval"] == [pytest.approx(0.025 ** (1 / 200)), 1.0]
 
 
 def test_a_difference_is_paired(answers: Answers) -> None:
@@ -104,7 +104,16 @@ def test_a_difference_allows_for_the_draws(answers: Answers) -> None:
 def test_one_image_has_a_difference(answers: Answers) -> None:
     one = Answers(answers.labels[:1], answers.where[:1], CLASSES)
     right, wrong = Predictions(one.labels.expand(3, 1)), Predictions((one.labels + 1).expand(3, 1) % 3)
-    assert results.difference(right, wrong, one) == {"difference": 1.0, "interval": [1.0, 1.0], "draws": 3, "p": 1.0}
+    found = results.difference(right, wrong, one)
+    assert found == {"difference": 1.0, "interval": [pytest.approx(-0.95), 1.0], "draws": 3, "p": 1.0}
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_no_difference_on_any_image_may_still_be_one_on_others(answers: Answers, draws: int) -> None:
+    made = guess(answers, draws=draws)
+    found = results.difference(made, made, answers)
+    most = 1 - 0.025 ** (1 / 200)
+    assert found["interval"] == pytest.approx([-most, most]) and found["p"] == 1.0
 
 
 @pytest.mark.parametrize(("alone", "other"), [(5, 0), (3, 9), (0, 0)])

@@ -101,19 +101,20 @@ def difference(a: Predictions, b: Predictions, answers: Answers) -> dict[str, An
 
     Without draws, the interval is that of the paired bootstrap over images. Draws change the difference as well, and
     two encoders react differently to the same draw, so with several draws it is ``crossed_interval`` over draws and
-    images. A single image says nothing about others, and the interval then has no width.
+    images, unless neither the images nor the draws differ in their mean: then it is over images alone.
 
     ``p`` is the p-value of McNemar's exact test of whether either is right alone equally often, which is also valid for
-    few images. With several draws it is given only if the interval has no width, and the test then counts the images on
-    which one is right more often than the other.
+    few images. With several draws it is given only if the interval is over images alone, and the test then counts the
+    images on which one is right more often than the other.
     """
     gains = (a.labels == answers.labels).double() - (b.labels == answers.labels).double()
     draws, images = gains.shape
-    crossed = draws > 1 and images > 1
+    vary = any(len(gains.sum(dim=axis).unique()) > 1 for axis in (0, 1))
+    values = {"difference": float(gains.mean()), "draws": draws}
+    if draws > 1 and images > 1 and vary:
+        return values | {"interval": list(crossed_interval(gains.numpy()))}
     by_image = gains.mean(dim=0)
-    interval = crossed_interval(gains.numpy()) if crossed else mean_interval(by_image)
-    values = {"difference": float(gains.mean()), "interval": list(interval), "draws": draws}
-    return values if draws > 1 and interval.low < interval.high else {**values, "p": _sign_test(by_image)}
+    return values | {"interval": list(mean_interval(by_image, possible=(-1.0, 1.0))), "p": _sign_test(by_image)}
 
 
 def _sign_test(gains: Tensor) -> float:

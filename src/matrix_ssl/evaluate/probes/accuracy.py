@@ -8,7 +8,12 @@ milliseconds, however many images there are.
 Means of draws from n images vary (n - 1) / n times as much as means of n new images, and their variance is only an
 estimate, as in Student's t test. So their deviations are multiplied by √(n / (n - 1)) · t / z, with the quantiles of
 Student's and of the normal distribution; this matters only for few images (Hesterberg, "What teachers should know about
-the bootstrap", American Statistician 69, 2015). If all values are equal, the interval has no width.
+the bootstrap", American Statistician 69, 2015).
+
+If all n values are equal, every draw is the same, and a bootstrap would claim certainty. But with probability 1 - α/2
+or more, at most a fraction 1 - (α/2)^(1/n) of all images of this kind have another value, or these n would hardly all
+have missed them. The bounds are those that the mean can have then, for an accuracy of 0 or 1 the exact ones of Clopper
+and Pearson ("The use of confidence or fiducial limits", Biometrika 26, 1934).
 
 An interval says how far this encoder's accuracy may be from that on all images of this kind. It says nothing about
 another random seed of the pre-training.
@@ -28,7 +33,7 @@ _DRAWS = 10_000
 
 
 class Interval(NamedTuple):
-    """The bounds of a percentile interval."""
+    """The bounds of a confidence interval."""
 
     low: float
     high: float
@@ -61,26 +66,37 @@ def summarise(values: Tensor | Sequence[float]) -> dict[str, float | int]:
     return {"mean": float(numbers.mean()), "sd": spread, "n": len(numbers)}
 
 
-def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
+def mean_interval(values: Tensor, *, confidence: float = 0.95, possible: tuple[float, float] = (0.0, 1.0)) -> Interval:
     """Interval for the mean of one value per image, such as 1 if a prediction is right and 0 otherwise.
 
-    For a paired comparison of two classifiers, pass the differences of their values on the same images. No bound is
-    outside the range of the values.
+    For a paired comparison of two classifiers, pass the differences of their values on the same images, which are
+    between -1 and 1. No bound is outside the range of the values, except where they are all equal; the interval is then
+    the widest that is compatible with so many equal values.
 
     Args:
         values: (m,), one for each test image.
         confidence: in (0, 1).
+        possible: the smallest and largest value that an image can have.
 
     Raises:
-        DataError: there are no values.
+        DataError: there are no values, or one is outside the possible range.
         ConfigError: ``confidence`` is out of range.
     """
     _check(values, values, confidence)
-    return _interval([values], confidence)
+    least, most = float(values.min()), float(values.max())
+    if not possible[0] <= least <= most <= possible[1]:
+        outside = least if least < possible[0] else most
+        raise DataError(
+            f"The value {outside:g} is not between {possible[0]:g} and {possible[1]:g}: give the range of possible "
+            "values, for differences of two accuracies possible=(-1, 1)."
+        )
+    return _interval([values], confidence) if least < most else _of_equal(least, len(values), confidence, possible)
 
 
 def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Interval | None:
-    """Interval for the mean over classes of their images' mean value; None if a class has a single image.
+    """Interval for the mean over classes of their images' mean value; None if these images do not determine it.
+
+    They do not if a class has a single image, or if no class has two images whose values differ.
 
     Every class keeps its number of images and is resampled separately. The degrees of freedom of Student's distribution
     are Satterthwaite's for a sum of variances, v² / Σ (v_c² / (n_c - 1)), with v_c the variance of the mean of class c
@@ -98,7 +114,8 @@ def mean_per_class_interval(values: Tensor, labels: Tensor, *, confidence: float
     """
     _check(values, labels, confidence)
     classes = [values[labels == label] for label in labels.unique()]
-    return None if min(map(len, classes)) == 1 else _interval(classes, confidence)
+    alike = all(one.min() == one.max() for one in classes)
+    return None if alike or min(map(len, classes)) == 1 else _interval(classes, confidence)
 
 
 def _check(values: Tensor, labels: Tensor, confidence: float) -> None:
@@ -108,8 +125,14 @@ def _check(values: Tensor, labels: Tensor, confidence: float) -> None:
         raise DataError(f"a bootstrap needs a value and a label for each image: got {len(values)} and {len(labels)}.")
 
 
+def _of_equal(value: float, count: int, confidence: float, possible: tuple[float, float]) -> Interval:
+    """Interval for the mean if each of ``count`` images has the same value."""
+    others = 1 - ((1 - confidence) / 2) ** (1 / count)  # the largest fraction of all images with another value
+    return Interval(value - others * (value - possible[0]), value + others * (possible[1] - value))
+
+
 def _interval(groups: Sequence[Tensor], confidence: float) -> Interval:
-    """Interval for the mean of the means of groups, each resampled separately; a single value has no width."""
+    """Interval for the mean of the means of groups, each resampled separately; in one of them, values differ."""
     from scipy.special import ndtri, stdtrit  # slow to import
 
     generator = np.random.default_rng(0)  # so that the same values always have the same interval
@@ -117,11 +140,9 @@ def _interval(groups: Sequence[Tensor], confidence: float) -> Interval:
     means = np.mean([_widened(one, _draw(one, generator)) for one in groups], axis=0)
     quantiles = (1 - confidence) / 2, (1 + confidence) / 2
     variances = np.array([float(one.double().var()) / len(one) if len(one) > 1 else 0.0 for one in groups])
-    factor = 1.0
-    if variances.any():
-        sizes = np.array([len(one) for one in groups])
-        freedom = variances.sum() ** 2 / (variances**2 / np.maximum(sizes - 1, 1)).sum()
-        factor = float(stdtrit(freedom, quantiles[1]) / ndtri(quantiles[1]))
+    sizes = np.array([len(one) for one in groups])
+    freedom = variances.sum() ** 2 / (variances**2 / np.maximum(sizes - 1, 1)).sum()
+    factor = float(stdtrit(freedom, quantiles[1]) / ndtri(quantiles[1]))
     bounds = centre + factor * (np.quantile(means, quantiles) - centre)
     low, high = bounds.clip(min(float(one.min()) for one in groups), max(float(one.max()) for one in groups))
     return Interval(float(low), float(high))
