@@ -89,6 +89,23 @@ def test_a_spreadsheet_and_names_that_are_not_text(tmp_path: Path) -> None:
     assert int(opened(tmp_path / "bytes.csv").read(0)[0, 0, 0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("path,label\na.png,Café\nb.png,Bar", r"the label 'Caf\xe9' is not in UTF-8"),
+        ("path,Café,Bar\na.png,1,0\nb.png,0,1", r"the heading 'Caf\xe9' is not in UTF-8"),
+        ("path,label,split\na.png,a,Entraîné\nb.png,b,train", r"the split 'Entra\xeen\xe9' is not in UTF-8"),
+    ],
+)
+def test_text_in_the_encoding_of_windows_is_refused(rows: str, message: str, tmp_path: Path) -> None:
+    make_files(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "t.csv").write_text(rows, encoding="windows-1252")
+    remedy = "save it as CSV UTF-8, or convert it, from the encoding of Windows by iconv -f WINDOWS-1252 -t UTF-8."
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "t.csv")
+    assert str(caught.value) == f"{tmp_path / 't.csv'}: {message}: {remedy}"
+
+
 def test_splits(tmp_path: Path) -> None:
     make_files(tmp_path, FILES)
     table = write(tmp_path / "t.csv", path=FILES, label=CLASSES, split=["Train", "test", "training", "val"])

@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matrix_ssl.config.untrusted import MOST_TEXT, read_file, why
@@ -17,6 +17,7 @@ _SEPARATORS = f",{SEMICOLON}\t"
 _PATHS = ("path", "where", "file", "filename", "filepath", "image", "imagepath", "imagefile")
 _SUFFIX = re.compile(r"(.+\.(?:csv|tsv))(:.*)", re.IGNORECASE | re.DOTALL)
 _NO_LETTERS = str.maketrans("", "", " _-")
+_CONVERT = "save it as CSV UTF-8, or convert it, from the encoding of Windows by iconv -f WINDOWS-1252 -t UTF-8"
 
 
 def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[list[str]], str]:
@@ -34,10 +35,7 @@ def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[l
         is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16") if is_wide else content.decode("utf-8-sig", errors=errors)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not in UTF-8, from its byte {error.start} on: save it as CSV UTF-8, or convert it, from the "
-            "encoding of Windows by iconv -f WINDOWS-1252 -t UTF-8."
-        ) from None
+        raise DataError(f"{path} is not in UTF-8, from its byte {error.start} on: {_CONVERT}.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read as a CSV file: {why(error)}.") from error
     first = text.lstrip("\r\n").partition("\n")[0]
@@ -58,6 +56,20 @@ def read_table(path: Path, *, errors: str = "strict") -> tuple[list[str], list[l
             f"{path}: row {uneven} has {len(lines[uneven - 1])} values and the headings are {len(header)}; fill it."
         )
     return header, lines[1:], separator
+
+
+def check_text(path: Path, texts: Iterable[str], *, what: str) -> None:
+    """Raises DataError for a text of a table that ``read_table`` decoded with "surrogateescape" and is not in UTF-8.
+
+    Args:
+        what: what the texts are, for the message.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = text.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
+            raise DataError(f"{path}: the {what} '{shown}' is not in UTF-8: {_CONVERT}.") from None
 
 
 def path_column(header: Sequence[str]) -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from matrix_ssl.config.csv_table import column_called, find_column, path_column, read_table
+from matrix_ssl.config.csv_table import check_text, column_called, find_column, path_column, read_table
 from matrix_ssl.config.untrusted import expanded
 from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.data.layout import TEST_NAMES, TRAIN_NAMES, describe_classes, describe_splits, list_images
@@ -56,14 +56,18 @@ def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[],
     Raises:
         DataError: the table cannot be read; the suffix is not such a one, or names what is not there; there is no
             column of paths or no row below the headings; a path is empty or repeated, stands for several images, or
-            none is that of a file; no row is of the training split; a test image is of another class.
+            none is that of a file; a heading, label or split is not in UTF-8, as only paths need not be; no row is of
+            the training split; a test image is of another class.
     """
     named = _parse(path, suffix)
     header, rows, _ = read_table(path, errors="surrogateescape")
+    check_text(path, header, what="heading")
     columns = _columns(path, header, named)
     folder = path.parent / expanded(*named.get("folder", ["."]))
     if not folder.is_dir():
         raise DataError(f"{path}{suffix}: {folder} is not a folder; write it relative to the folder of the table.")
+    for part in ("label", "split"):
+        check_text(path, dict.fromkeys(row[column] for row in rows for column in columns[part]), what=part)
     files, remark = _files(path, folder, header, rows, columns["path"])
     labels, remedy = _labels(path, header, rows, columns)
     table = _Table(path, folder, files, labels, remedy)
