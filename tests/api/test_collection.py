@@ -4,7 +4,8 @@ import csv
 import re
 import shutil
 import sys
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import matrix_ssl
-from matrix_ssl.api import collection, evaluation
+from matrix_ssl.api import collection, evaluation, questions
 from matrix_ssl.api.collection import too_alike, too_many_issues
 from matrix_ssl.api.gathered import is_features
 from matrix_ssl.api.questions import Places
 from matrix_ssl.cli.main import commands
+from matrix_ssl.config.system import with_slashes
 from matrix_ssl.data import open_source
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, MissingExtra, RunFolderError
 from matrix_ssl.evaluate.explore.clusters import cluster
@@ -191,6 +193,14 @@ def test_a_query_may_be_the_end_of_one_path(images: matrix_ssl.Collection) -> No
     assert places.row("b/1.png") == 1 and places.row("11.png") == 2
     with pytest.raises(DataError, match=r"'1\.png' names 2 images, such as .*: write more of the path"):
         places.row("1.png")
+
+
+@pytest.mark.parametrize("query", [r"b\1.png", "b/1.png", r"C:\x\b\1.png", "C:/x/b/1.png"])
+def test_a_query_on_windows_has_either_separator(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [r"C:\x\a\1.png", r"C:\x\b\1.png", r"C:\x\b\11.png"]
+    assert [PureWindowsPath(place).match(query) for place in places] == [False, True, False]
+    monkeypatch.setattr(questions, "with_slashes", partial(with_slashes, separator="\\"))
+    assert Places(places).row(query) == 1
 
 
 def test_what_was_taken_for_classes_is_said_where_images_are_read(capsys: pytest.CaptureFixture[str]) -> None:

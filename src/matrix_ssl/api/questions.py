@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from matrix_ssl.config.reading import Reading
+from matrix_ssl.config.system import with_slashes
 from matrix_ssl.config.untrusted import expanded, is_there
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.kinds.folder import FolderSource, open_folder
@@ -57,15 +58,15 @@ class Places:
 
     def __init__(self, places: Sequence[str]):
         self._count = len(places)
-        self._paths = [str(Path(path).absolute()) for path in places]
+        self._paths = [with_slashes(str(Path(path).absolute())) for path in places]
         self._rows = {path: row for row, path in enumerate(self._paths)}
-        self._rows |= {path: row for row, path in enumerate(places)}
+        self._rows |= {with_slashes(path): row for row, path in enumerate(places)}
 
     def row(self, query: str | Path | int) -> int | None:
         """The row of the image that a query names by path or number; None for files outside the dataset.
 
-        A path may be the end of the path of exactly one image. A string of digits is taken as the name of a file or
-        folder first, and as a number only if there is none.
+        A path may be the end of the path of exactly one image; on Windows, / and \\ are the same in it. A string of
+        digits is taken as the name of a file or folder first, and as a number only if there is none.
 
         Raises:
             MatrixSSLError: it names neither, or the ends of several paths.
@@ -73,14 +74,15 @@ class Places:
         text = str(query)
         if isinstance(query, Integral):
             return self._numbered(int(query))
-        for name in (text, str(expanded(text).absolute())):
+        end = with_slashes(text)
+        for name in (end, with_slashes(str(expanded(text).absolute()))):
             if name in self._rows:
                 return self._rows[name]
         if is_there(expanded(text)):
             return None
         if text.isdecimal():
             return self._numbered(int(text))
-        ends = [row for row, path in enumerate(self._paths) if path.endswith(f"/{text}")]
+        ends = [row for row, path in enumerate(self._paths) if path.endswith(f"/{end}")]
         if len(ends) > 1:
             shown = ", ".join(repr(self._paths[row]) for row in ends[:_SHOWN])
             raise DataError(f"--query {text!r} names {len(ends)} images, such as {shown}: write more of the path.")

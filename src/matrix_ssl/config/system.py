@@ -147,6 +147,11 @@ def give_usual_permissions(descriptor: int) -> None:
         os.fchmod(descriptor, 0o666 & ~mask)
 
 
+def with_slashes(path: str, *, separator: str = os.sep) -> str:
+    """A path with / between its parts, as ``PurePath.as_posix`` writes it; the system's own is \\ on Windows."""
+    return path.replace(separator, "/")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in a folder survive a crash of the machine; Windows cannot open folders and needs no such call."""
     if os.name != "posix":

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedShuffleSplit
 
+from matrix_ssl.config.system import with_slashes
 from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError
-from matrix_ssl.evaluate.trained.label_subsets import from_list, store, stratified
+from matrix_ssl.evaluate.trained import label_subsets
+from matrix_ssl.evaluate.trained.label_subsets import from_list, list_names, match_names, store, stratified
 
 
 def labelled(labels, classes=None):
@@ -45,6 +48,20 @@ class Files(Source):
 
     def subset(self, indices):
         raise NotImplementedError
+
+
+def test_names_on_windows_have_either_separator(monkeypatch):
+    monkeypatch.setattr(label_subsets, "with_slashes", partial(with_slashes, separator="\\"))
+    places = [r"C:\x\a\1.png", r"C:\x\b\1.png", r"C:\x.zip/c/2.png"]
+    names = [r"b\1.png", "a/1.png", "2.png"]
+    assert match_names(places, names, where="t.txt", dataset="x").tolist() == [1, 0, 2]
+    assert list_names(Files(*places), [0, 1, 2]) == ["a/1.png", "b/1.png", "2.png"]
+
+
+@pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath])
+@pytest.mark.parametrize("path", [r"C:\x\a b.png", "C:/x/1.png", r"x\y/1.png", "1.png"])
+def test_paths_with_slashes_are_those_of_pathlib(kind, path):
+    assert with_slashes(path, separator="\\" if kind is PureWindowsPath else "/") == kind(path).as_posix()
 
 
 UNLABELLED = MemorySource(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matrix_ssl.config.csv_table import ENDING, path_column, read_table
+from matrix_ssl.config.system import with_slashes
 from matrix_ssl.config.untrusted import is_file, read_file, text_lines, why
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.randomness import permutation
@@ -73,7 +74,8 @@ def from_list(source: Source, path: Path) -> NDArray[np.int64]:
 def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, dataset: str) -> NDArray[np.int64]:
     """The images that names match, by file name or by enough of the end of the path to be unique.
 
-    A path matches in whatever way the images were named, relative to the current folder or from the root on.
+    A path matches in whatever way the images were named, relative to the current folder or from the root on; on
+    Windows, with / or \\ between folders.
 
     Args:
         wheres: the paths of all images.
@@ -87,15 +89,15 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{where}: {len(twice)} names occur twice ({some(map(repr, twice))}): list every image once.")
-    by_end = _by_last_part(wheres)
-    wholes = [str(Path(one).absolute()) for one in wheres]
+    by_end = _by_last_part(map(with_slashes, wheres))
+    wholes = [with_slashes(str(Path(one).absolute())) for one in wheres]
     indices: list[int] = []
     absent, several = [], []
     for name in names:
-        whole = str(Path(name).absolute())
+        whole, end = with_slashes(str(Path(name).absolute())), with_slashes(name)
         matches = [
-            i for i, one in by_end.get(_last_part(name), ())
-            if one == name or wholes[i] == whole or one.endswith(f"/{name}") or wholes[i].endswith(f"/{name}")
+            i for i, one in by_end.get(_last_part(end), ())
+            if one == end or wholes[i] == whole or one.endswith(f"/{end}") or wholes[i].endswith(f"/{end}")
         ]  # fmt: skip
         indices += matches
         absent += [name] * (not matches)
@@ -125,7 +127,7 @@ def list_names(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> li
     Raises:
         DataError: two images have the same path.
     """
-    wheres = [source.where(index) for index in range(len(source))]
+    wheres = [with_slashes(source.where(index)) for index in range(len(source))]
     by_end = _by_last_part(wheres)
     names = [_shortest_name(wheres[i], [w for _, w in by_end[_last_part(wheres[i])]]) for i in indices]
     return [name if _is_plain(name) else json.dumps(name) for name in names]
