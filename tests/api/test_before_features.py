@@ -23,7 +23,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def compute(*_: object, **__: object) -> None:
         raise AssertionError("features are computed")
 
-    for function in ("features.fill", "kept.fill", "protocols._run_frozen"):
+    for function in ("features.fill", "kept_embedding.fill", "protocols._run_frozen"):
         monkeypatch.setattr(f"matrix_ssl.evaluate.{function}", compute)
     monkeypatch.setattr("matrix_ssl.api.diagnosing.diagnose_blocks", compute)
     monkeypatch.setenv("MATRIX_SSL_CACHE", str(tmp_path / "cache"))
