@@ -18,7 +18,7 @@ from matrix_ssl.cli.main import commands
 from matrix_ssl.config import DataConfig
 from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError
 from matrix_ssl.evaluate.dense import BlockFeatures, MirrorMean
-from matrix_ssl.evaluate.embedding_files import ENDINGS, read_embedding, write_embedding
+from matrix_ssl.evaluate.embedding_files import ENDINGS, read_embedding, read_patches, write_embedding
 from matrix_ssl.evaluate.features import Embedding
 
 SMALL = Embedding(
@@ -265,5 +265,13 @@ def test_patches_in_a_file(tmp_path: Path) -> None:
     embedded.save(tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as file:
         assert file["grid"].tolist() == [rows, columns] and file["features"].shape == embedded.features.shape
+    for ending in (".npz", ".safetensors"):
+        embedded.save(tmp_path / f"x{ending}")
+        read = read_patches(tmp_path / f"x{ending}")
+        assert read.grid == embedded.grid and np.array_equal(read.features, embedded.features)
+        assert (read.paths, read.classes, read.digest) == (embedded.paths, embedded.classes, embedded.digest)
+        replace(embedded, features=embedded.features[:, 1:]).save(tmp_path / f"y{ending}")
+        with pytest.raises(DataError, match=f"y{ending} cannot be read as .* are not of {rows} x {columns} patches"):
+            read_patches(tmp_path / f"y{ending}")
     with pytest.raises(ConfigError, match="a table has one row an image"):
         embedded.save(tmp_path / "x.csv")

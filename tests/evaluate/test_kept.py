@@ -21,7 +21,7 @@ from matrix_ssl.data import identity
 from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
 from matrix_ssl.evaluate import feature_files, kept
-from matrix_ssl.evaluate.embedding_files import read_embedding
+from matrix_ssl.evaluate.embedding_files import read_embedding, read_patches
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding
 from tests.support import runs
@@ -213,6 +213,26 @@ def test_embed_adds_new_images_to_its_file(ending: str, photos: Path, tmp_path: 
     _, said = command(tmp_path, "--out", file, "--tta")  # other features
     assert "images are new" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, f"again{ending}", "photos"])
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_embed_adds_patches_of_new_images_to_its_file(ending: str, photos: Path, tmp_path: Path) -> None:
+    words = ["embed", "random/tiny_resnet", "--data", "photos", "--device", "cpu", "--patches", "--out"]
+    file, again = f"f{ending}", f"again{ending}"
+    runs.succeed(tmp_path, [*words, file])
+    write(photos / "11.png", 11)
+    said = runs.succeed(tmp_path, [*words, file]).err
+    assert "1 of 11 images are new or have changed; the features of the others are kept." in said
+    runs.succeed(tmp_path, [*words, again])
+    found, expected = read_patches(tmp_path / file), read_patches(tmp_path / again)
+    assert (found.paths, found.digests, found.grid) == (expected.paths, expected.digests, expected.grid)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-5)
+    assert "images are new" not in runs.succeed(tmp_path, [*words, file, "--tta"]).err  # other features
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
+    with pytest.raises(DataError, match="cannot be read as features of patches"):
+        read_patches(tmp_path / file)
+    runs.succeed(tmp_path, [*words, file])  # a damaged file is replaced
+    np.testing.assert_allclose(read_patches(tmp_path / file).features, expected.features, rtol=1e-5, atol=1e-5)
 
 
 def test_earlier_features_need_a_folder(photos: Path) -> None:

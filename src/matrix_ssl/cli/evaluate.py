@@ -103,7 +103,7 @@ def embed(
     from matrix_ssl.api.run import Run
     from matrix_ssl.data.sources import check_outside
     from matrix_ssl.data.unreadable import skipped
-    from matrix_ssl.evaluate.embedding_files import SELF_DESCRIBING, check_format, read_embedding
+    from matrix_ssl.evaluate.embedding_files import SELF_DESCRIBING, check_format, read_embedding, read_patches
 
     check_format(out, patches=patches)
     run = Run(where, download=download)
@@ -112,7 +112,7 @@ def embed(
     rows, earlier = out.with_name(f".{out.name}.rows"), None
     if out.suffix.lower() in SELF_DESCRIBING and out.exists():
         with contextlib.suppress(DataError):  # a damaged file is replaced as well
-            earlier = read_embedding(out)
+            earlier = read_patches(out) if patches else read_embedding(out)
     try:
         embedding = run.embed(
             data, split=split, weights=weights, device=device, data_root=data_root, download=download, layer=layer,

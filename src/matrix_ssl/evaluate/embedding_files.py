@@ -103,6 +103,29 @@ def read_embedding(path: Path) -> Embedding:
         raise DataError(f"{path} cannot be read: {why(error)}.") from error
 
 
+def read_patches(path: Path) -> Embedding:
+    """Reads features of patches from a .npz or .safetensors file of this package, with their grid.
+
+    Raises:
+        DataError: the file is missing or damaged, its parts do not fit together, or it has no patches.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            arrays = read_arrays(path, (KEY, "grid"))
+            features, grid = arrays[KEY], arrays["grid"].tolist()
+        else:
+            with safe_open(path, framework="np") as file:
+                features, grid = file.get_tensor(KEY), parse_json(file.metadata()["grid"])
+        rows, columns = grid
+        if features.ndim != 3 or features.dtype != np.float32 or features.shape[1] != rows * columns:
+            raise ValueError(f"features of shape {features.shape} are not of {rows} x {columns} patches")
+        if not np.isfinite(features).all():
+            raise ValueError("a feature is not finite")
+        return replace(_fitting(path, features, _read_facts(path)), grid=(rows, columns))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as features of patches: {why(error)}.") from error
+
+
 def _arrays(embedding: Embedding) -> dict[str, Any]:
     """The arrays of a .npz file; unknown facts are left out."""
     arrays: dict[str, Any] = {
