@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from matrix_ssl.errors import (
     RunFolderError,
     import_extra,
 )
-from matrix_ssl.llm import MatrixTrainer, Objective, models
+from matrix_ssl.llm import MatrixTrainer, Objective, merging, models
 from matrix_ssl.llm.adapters import Adapters, add_lora
 from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
@@ -515,6 +516,26 @@ def test_adapters_are_merged_into_their_model(base, data, tmp_path, capsys):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     name = "model.layers.0.self_attn.q_proj.weight"
     torch.testing.assert_close(tensors[name].float(), merged.state_dict()[name], rtol=0.02, atol=0.01)
+
+
+def test_a_second_merge_into_the_same_folder_is_refused(base, data, tmp_path, monkeypatch):
+    out, merged, refused, opened = tmp_path / "run", tmp_path / "merged", [], merging.open_model
+    command(*short(base, data, out, *sets("lora=2", "max_steps=1")))
+    (tmp_path / ".merged.tmp" / "model").mkdir(parents=True)
+    (tmp_path / ".merged.tmp" / "model" / "left").write_text("by a process that was killed")
+
+    def during(place):
+        with monkeypatch.context() as patch, ThreadPoolExecutor(1) as second:
+            patch.setattr(merging, "open_model", opened)
+            refused.append(second.submit(merging.merge, str(out), merged).exception())
+        return opened(place)
+
+    monkeypatch.setattr(merging, "open_model", during)
+    merging.merge(str(out), merged)
+    (error,) = refused
+    assert isinstance(error, RunFolderError) and "merged.tmp is being written by another thread" in str(error)
+    assert models.open_model(str(merged)) is not None and not (merged / "left").exists()
+    assert not list(tmp_path.glob(".merged*"))
 
 
 def test_what_cannot_be_merged_is_refused(base, data, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError, impo
 from matrix_ssl.llm.adapters import load_adapter, read_base
 from matrix_ssl.llm.models import find_model, is_folder, open_model, open_tokenizer
 from matrix_ssl.runs.files import cannot_write
+from matrix_ssl.runs.folder import lock
 
 _ROUNDING = 1e-3  # of logits, relative, in float32
 
@@ -26,9 +27,18 @@ def merge(model: str, out: Path) -> torch.dtype:
 
     Raises:
         ConfigError: the model holds no adapter.
-        RunFolderError: the folder is not empty or cannot be written.
+        RunFolderError: the folder is not empty, is being written by another process, or cannot be written.
         CheckpointError: the model or its adapter cannot be loaded, or the merged model answers differently.
     """
+    temporary = out.with_name(f".{out.name}.tmp")
+    with lock(temporary):
+        stored = _merge(model, out, temporary / "model")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return stored
+
+
+def _merge(model: str, out: Path, temporary: Path) -> torch.dtype:
+    """Does the work of ``merge`` with a temporary folder that is renamed."""
     transformers = import_extra("transformers", extra="llm")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is not an empty folder: choose another place for the merged model.")
@@ -51,7 +61,6 @@ def merge(model: str, out: Path) -> torch.dtype:
             error = (merged(input_ids=ids).logits - before).norm() / before.norm()
     if not error < _ROUNDING:
         raise CheckpointError(f"{place}: the merged model answers differently, by {error:.0e}; the adapter is damaged.")
-    temporary = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         merged.to(stored).save_pretrained(temporary)
