@@ -74,7 +74,7 @@ def section(results: dict[str, Any]) -> str:
 def made_on(results: dict[str, Any], commits: list[str]) -> str:
     """The sentence on the machine."""
     environment, precision = results["environment"], results["settings"]["precision"]
-    processors = {row["environment"]["processor"] for row in results["rows"] if "environment" in row}
+    processors = {f"an {row['environment']['processor']}" for row in results["rows"] if "environment" in row}
     return (
         f"Measured on {' and '.join(sorted(processors))}, {environment['device']}, with one thread per run and several "
         f"runs in parallel on a shared machine, precision {precision}, Python {environment['python']}, PyTorch "

@@ -37,7 +37,7 @@ def test_what_is_published(published: Path) -> None:
     text = (published / "small.md").read_text()
     processor = measured["rows"][0]["environment"]["processor"]
     assert text.startswith("# Digits\n")
-    assert f"Measured on {processor}, cpu" in text
+    assert f"Measured on an {processor}, cpu" in text
     for row in measured["rows"]:
         line = next(line for line in text.splitlines() if line.startswith(f"| {row['method']}"))
         assert f"{100 * row['accuracy']['linear']['mean']:.1f}" in line
@@ -45,9 +45,9 @@ def test_what_is_published(published: Path) -> None:
 
 def test_processors_of_all_rows(published: Path) -> None:
     kept = read_json(published / "compare_small.json")
-    for row, processor in zip(kept["rows"], ("B", "A"), strict=True):
+    for row, processor in zip(kept["rows"], ("Intel", "AMD"), strict=True):
         row["environment"]["processor"] = processor
-    assert publish.section(kept).splitlines()[2].startswith("Measured on A and B, cpu")
+    assert publish.section(kept).splitlines()[2].startswith("Measured on an AMD and an Intel, cpu")
 
 
 def test_a_published_comparison_gets_another_seed_elsewhere(published: Path, tmp_path: Path) -> None:
