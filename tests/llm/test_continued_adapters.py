@@ -18,21 +18,11 @@ from matrix_ssl.llm import models
 from matrix_ssl.llm.finetune.trainer import Recorder
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
-from tests.llm.test_finetune import command, llm, sets, short, write
+from tests.llm.test_finetune import command, llm, sets, short
 from tests.support import llm_toys
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "sums.jsonl", llm_toys.questions(24))
 
 
 @pytest.fixture(scope="module")

@@ -51,18 +51,6 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama with its tokenizer."""
-    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 sums, as JSON lines."""
-    return write(tmp_path_factory.mktemp("data") / "sums.jsonl", llm_toys.questions(24))
-
-
 def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path

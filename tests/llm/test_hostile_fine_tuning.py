@@ -35,12 +35,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama whose configuration tests change."""
-    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "new", "digests.json"])
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(out: Path, name: str) -> None:
     newest = out / "checkpoints" / "checkpoint-4"

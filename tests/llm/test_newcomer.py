@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,16 +21,6 @@ pytestmark = [
 
 def command(*words: Any) -> None:
     main.commands.main(["llm", *map(str, words)], standalone_mode=False)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "sums.jsonl", llm_toys.questions(24))
 
 
 def test_held_out_rows_choose_the_checkpoint_and_the_model_answers(base, data, tmp_path, capfd):

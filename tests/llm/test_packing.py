@@ -193,11 +193,6 @@ def test_learned_prompts_and_divided_weights_are_refused():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llm_toys.save_llama(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sums, every third of them told at length."""
     rows = [row | {"question": row["question"] * (1 + 2 * (i % 3 == 0))} for i, row in
