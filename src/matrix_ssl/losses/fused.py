@@ -98,8 +98,8 @@ def fused(*, tensors: int, values: int) -> Callable[[Callable[..., Any]], Callab
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature with types that operators support before PyTorch 2.5, which do not include ``list[bool]``."""
-    signature = inspect.signature(function)
+    """The signature with types that operators support before PyTorch 2.5: no text, and not ``list[bool]``."""
+    signature = inspect.signature(function, eval_str=True)
     flags = List[bool]  # noqa: UP006
     parameters = [
         p.replace(annotation=flags) if p.annotation == list[bool] else p for p in signature.parameters.values()
