@@ -97,9 +97,8 @@ def check_sample_count(n: int, least: int, x: Tensor, name: str, purpose: str) -
 
 def check_same_samples(first: Tensor, second: Tensor, names: str) -> None:
     """Raises unless both (..., n, d) have the same number of samples, and leading sizes that fit."""
-    fits = first.shape[-2] == second.shape[-2]
-    fits &= all(m == n or 1 in (m, n) for m, n in zip(first.shape[-3::-1], second.shape[-3::-1], strict=False))
-    if not fits:
+    leading = zip(first.shape[-3::-1], second.shape[-3::-1], strict=False)
+    if first.shape[-2] != second.shape[-2] or not all(m == n or 1 in (m, n) for m, n in leading):
         raise errors.MatrixShapeError(
             f"Arguments {names} have the shapes {tuple(first.shape)} and {tuple(second.shape)}: they must have the "
             f"same samples, and leading dimensions that agree or are 1."

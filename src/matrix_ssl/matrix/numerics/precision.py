@@ -28,8 +28,8 @@ def in_full_precision(loss: Loss) -> Loss:
 
     @functools.wraps(loss)
     def wrapped(*outputs: Any, **settings: Any) -> Tensor:
-        first = next((x for x in (*outputs, *settings.values()) if isinstance(x, Tensor)), None)
-        with nullcontext() if first is None else without_autocast(first):  # without one, the loss's checks raise
+        tensors = [x for x in (*outputs, *settings.values()) if isinstance(x, Tensor)]
+        with without_autocast(tensors[0]) if tensors else nullcontext():  # without one, the loss's checks raise
             return loss(*map(_convert, outputs), **{name: _convert(value) for name, value in settings.items()})
 
     return cast(Loss, wrapped)
