@@ -60,9 +60,8 @@ class OnnxEncoder(ServedEncoder):
         self.preparation = _preparation(path, metadata)
         self.name, self.weights = metadata.get("architecture", path.stem), metadata.get("weights", "student")
         self.digest = metadata.get("encoder_digest", "")
-        self.sha256 = self.identity = hashlib.sha256(
-            content
-        ).hexdigest()  # with the metadata on how images are prepared
+        # the content includes the metadata on how images are prepared
+        self.sha256 = self.identity = hashlib.sha256(content).hexdigest()
         self.runtime = f"onnxruntime {runtime.__version__} on {provider.removesuffix('ExecutionProvider')}"
         try:
             self.width = self.features(self.zeros(1)).shape[1]

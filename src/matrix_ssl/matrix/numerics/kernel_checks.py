@@ -7,7 +7,7 @@ from torch import Tensor
 
 from matrix_ssl import errors
 from matrix_ssl.matrix.numerics.precision import full_precision
-from matrix_ssl.matrix.numerics.validation import check_tensor, label, looks_at_values, place, tolerance
+from matrix_ssl.matrix.numerics.validation import check_tensor, label, leading_fit, looks_at_values, place, tolerance
 
 
 def check_trace(trace: Tensor, a: Tensor, name: str, validate: bool | None) -> None:
@@ -97,8 +97,7 @@ def check_sample_count(n: int, least: int, x: Tensor, name: str, purpose: str) -
 
 def check_same_samples(first: Tensor, second: Tensor, names: str) -> None:
     """Raises unless both (..., n, d) have the same number of samples, and leading sizes that fit."""
-    leading = zip(first.shape[-3::-1], second.shape[-3::-1], strict=False)
-    if first.shape[-2] != second.shape[-2] or not all(m == n or 1 in (m, n) for m, n in leading):
+    if first.shape[-2] != second.shape[-2] or not leading_fit(first, second):
         raise errors.MatrixShapeError(
             f"Arguments {names} have the shapes {tuple(first.shape)} and {tuple(second.shape)}: they must have the "
             f"same samples, and leading dimensions that agree or are 1."

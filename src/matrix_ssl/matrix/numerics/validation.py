@@ -241,12 +241,16 @@ def check_positive_definite(eigenvalues: Tensor, bad: Tensor, a: Tensor, name: s
 
 def check_same_width(p: Tensor, q: Tensor, names: str) -> None:
     """Raises unless the last dimensions agree and the leading ones can be broadcast."""
-    leading = zip(p.shape[-3::-1], q.shape[-3::-1], strict=False)
-    if p.shape[-1] != q.shape[-1] or not all(m == n or 1 in (m, n) for m, n in leading):
+    if p.shape[-1] != q.shape[-1] or not leading_fit(p, q):
         raise errors.MatrixShapeError(
             f"Arguments {names} have the shapes {tuple(p.shape)} and {tuple(q.shape)}: the last dimensions must agree, "
             f"and the leading ones must agree or be 1."
         )
+
+
+def leading_fit(p: Tensor, q: Tensor) -> bool:
+    """Whether the dimensions before the last two can be broadcast."""
+    return all(m == n or 1 in (m, n) for m, n in zip(p.shape[-3::-1], q.shape[-3::-1], strict=False))
 
 
 def label(x: Tensor, name: str) -> str:
