@@ -14,14 +14,13 @@ from matrix_ssl import config
 from matrix_ssl.config import RunConfig
 from matrix_ssl.config.recipes import find_recipe
 from matrix_ssl.data import Source, open_source
-from matrix_ssl.encoder import initialise_encoder, load_encoder
+from matrix_ssl.encoder import load_encoder
 from matrix_ssl.errors import ConfigError, Diverged
 from matrix_ssl.runs import checkpoint, devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import read_json, write_json
 from matrix_ssl.runs.folder import identity
 from matrix_ssl.training import setup
-from matrix_ssl.training.measured import patches_remark
 from tests.support.runs import TINY, timeless
 from tests.support.runs import lines as saved_lines
 
@@ -384,16 +383,3 @@ def test_a_longer_run_keeps_no_file_open_and_no_tensor(tmp_path: Path, digits: S
     assert len(kept) == 100
     assert max(handles for handles, _ in kept) - kept[0][0] <= 1
     assert kept[40][1] == kept[98][1] > 0
-
-
-def test_patches_that_leave_out_the_edge_of_the_images_are_a_warning() -> None:
-    pytest.importorskip("timm")
-    settings = ["network.encoder=timm/vit_tiny_patch16_224", "data.image_size=40"]
-    chosen = config.override(find_recipe("images_small"), settings)
-    assert patches_remark(chosen, initialise_encoder(chosen)[0]) == (
-        "Warning: network.encoder='timm/vit_tiny_patch16_224' sees 32 of 40 rows and columns of the images, which it "
-        "cuts into patches of 16: use --set data.image_size=48 or another multiple of 16."
-    )
-    for other in ("data.image_size=48", "network.patch_size=8", "network.encoder=tiny_resnet"):
-        whole = config.override(chosen, [other])
-        assert patches_remark(whole, initialise_encoder(whole)[0]) == ""

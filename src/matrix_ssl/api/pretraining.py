@@ -35,9 +35,9 @@ from matrix_ssl.runs.folder import CONFIG, EVALUATION, SKIPPED, SUMMARY, check_o
 from matrix_ssl.runs.loggers import check_loggers
 from matrix_ssl.runs.session import Session, session
 from matrix_ssl.runs.signals import limited_time
-from matrix_ssl.training import fitting, setup
+from matrix_ssl.training import fitting, remarks, setup
 from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
-from matrix_ssl.training.measured import keeping_channels, patches_remark, views_remark, with_statistics
+from matrix_ssl.training.measured import keeping_channels, with_statistics
 from matrix_ssl.training.pretraining import PreTraining
 from matrix_ssl.training.start import Start, start_from
 from matrix_ssl.training.task import Line
@@ -270,10 +270,7 @@ def _beginning(plan: _Plan, training: PreTraining, device: torch.device) -> Iter
         yield fitting.describe(plan.config, plan.fitted, fitting.expected_seconds(plan.config, device))
     if plan.remark:
         yield plan.remark
-    if colours := views_remark(plan.config):
-        yield colours
-    if patches := patches_remark(plan.config, training.method.encoder):
-        yield patches
+    yield from remarks.on_settings(plan.config, training.method.encoder, images=len(training.source))
     yield setup.headline(plan.config, training.source, device)
 
 

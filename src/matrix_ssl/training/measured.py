@@ -5,18 +5,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from matrix_ssl import distributed
 from matrix_ssl.config import RunConfig
 from matrix_ssl.data.base import Source
 from matrix_ssl.data.kinds.array_source import ArraySource
 from matrix_ssl.data.sources import Data, Splits
 from matrix_ssl.data.statistics import Statistics, mean_and_deviation, value_range
-from matrix_ssl.networks.patches import patch_side
 from matrix_ssl.runs.folder import CONFIG, read_config
 
-_COLOUR_CHANGES = ("saturation", "hue", "grayscale", "solarize")  # of views
 _MEASURED = ("value_range", "mean", "std")  # settings of the data; empty: measured
 
 
@@ -70,30 +66,6 @@ def keeping_channels(config: RunConfig, data: Data | None, *, chosen: Collection
     own = {name: getattr(config.data, name) for name in ("mean", "std") if f"data.{name}" in chosen}
     values: dict[str, Any] = {"channels": source.stored_channels, "mean": (), "std": ()} | own
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **values))
-
-
-def views_remark(config: RunConfig) -> str:
-    """A sentence on augmentations that are left out because they are for colours; empty if there are none."""
-    changes = [name for name in _COLOUR_CHANGES if any(getattr(view, name) for view in config.views)]
-    if len(config.data.mean) == 3 or not changes:
-        return ""
-    count = len(config.data.mean)
-    return (
-        f"Left out of the views of {count} channel{'s' * (count > 1)}, as they are for colours: {', '.join(changes)}. "
-        "The recipes microscopy, satellite and medical have views for such images."
-    )
-
-
-def patches_remark(config: RunConfig, encoder: nn.Module) -> str:
-    """A warning if the patches of an encoder leave out the edge of the images; empty if they do not."""
-    size, side = config.data.image_size, patch_side(encoder)
-    if not side or size % side == 0:
-        return ""
-    return (
-        f"Warning: network.encoder={config.network.encoder!r} sees {size - size % side} of {size} rows and columns of "
-        f"the images, which it cuts into patches of {side}: use --set data.image_size={size - size % side + side} or "
-        f"another multiple of {side}."
-    )
 
 
 def _measured(statistics: Statistics) -> str:
