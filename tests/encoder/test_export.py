@@ -358,8 +358,8 @@ class TestWhatFormatsHold:
         ("demo", "timm", "'tiny_resnet' is not a ResNet that timm has under the same name; use"),
         ("demo", "huggingface", "use --format safetensors or onnx."),
         ("demo", "detectron2", "use --format safetensors or onnx."),
-        ("small", "timm", "timm has no resnet18 with the stem for small images; use --format safetensors or "
-         "torchvision or onnx."),
+        ("small", "timm", "timm has no resnet18 with the stem for small images (one trained with --set "
+         "network.stem=standard has the usual stem); use --format safetensors or torchvision or onnx."),
         ("small", "huggingface", "use --format safetensors or torchvision or onnx."),
         ("small", "detectron2", "use --format safetensors or torchvision or onnx."),
     ])  # fmt: skip

@@ -93,7 +93,12 @@ def not_a_resnet(
         return f"{model.name!r} is not a ResNet that {program} has under the same name"
     if (count := len(model.config.data.mean)) not in channels:
         return f"{program} takes colours, and this encoder takes {count} channel{'s' * (count > 1)}"
-    return f"{program} has no {model.name} with the stem for small images" if model.has_small_stem else None
+    if not model.has_small_stem:
+        return None
+    return (
+        f"{program} has no {model.name} with the stem for small images (one trained with --set network.stem=standard "
+        "has the usual stem)"
+    )
 
 
 def write_safetensors(model: Model, folder: Path, name: str) -> Exported:
