@@ -106,9 +106,8 @@ def difference_cells(row: Row) -> list[str]:
     if "difference" not in row:
         return ["–", "–"]
     d = row["difference"]
-    if d["low"] is None:
-        return [signed(d["mean"]), "–"]
-    return [f"{signed(d['mean'])} [{signed(d['low'])}, {signed(d['high'])}]", f"{row['adjusted_p']:.2g}"]
+    interval = "" if d["low"] is None else f" [{signed(d['low'])}, {signed(d['high'])}]"
+    return [f"{signed(d['mean'])}{interval}", "–" if row["adjusted_p"] is None else f"{row['adjusted_p']:.2g}"]
 
 
 def signed(fraction: float) -> str:

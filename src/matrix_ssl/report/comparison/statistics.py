@@ -20,7 +20,8 @@ Name = TypeVar("Name", bound=Hashable)
 class PairedDifference(NamedTuple):
     """The mean of a - b over ``n`` seeds, its confidence interval, and the two-sided p value of "no difference".
 
-    ``low``, ``high`` and ``p`` are None for n = 1: one difference says nothing about its spread.
+    ``low`` and ``high`` are None if the differences show no spread: if all of them are equal, and for n = 1, where
+    ``p`` is None as well.
     """
 
     mean: float
@@ -60,9 +61,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     p = 2 P(T > |mean| √n / sd). Both are exact when the differences are independent and normal.
 
     Differences that are all equal, up to the rounding of a and b to seven digits, have sd = 0, which can happen by
-    chance because scores are multiples of one test image. The interval then has no width, and p, which the t test would
-    put at 0, is that of the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair coins agree, or 1 if the
-    mean is zero.
+    chance because scores are multiples of one test image. The t interval would be a single point, so there is none, and
+    p, which the t test would put at 0, is that of the sign test, which needs no spread: 2 / 2ⁿ, the chance that n fair
+    coins agree, or 1 if the mean is zero.
 
     Args:
         a, b: (n,) scores, one per seed, for the same seeds in the same order.
@@ -90,7 +91,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     if n == 1:
         return PairedDifference(mean, None, None, None, n)
     if np.ptp(differences) <= rounding:
-        return PairedDifference(mean, mean, mean, 2.0 ** (1 - n) if mean else 1.0, n)
+        return PairedDifference(mean, None, None, 2.0 ** (1 - n) if mean else 1.0, n)
     from scipy import stats  # slow to import
 
     test = stats.ttest_rel(x, y)

@@ -26,7 +26,8 @@ def notes(c: Comparison) -> list[str]:
     """What is missing, has failed or limits the conclusions; empty if nothing does."""
     failed = [f"{entry.label}: {entry.remark}." for entry in c.entries if entry.failures]
     trials = sum(trial.error is not None for trial in c.trials)
-    differences = [d for entry in c.entries if (d := c.difference(entry, c.main.key))]
+    differences = [d for entry in c.entries for m in c.measures if (d := c.difference(entry, m.key))]
+    differences += [pair.difference for group in c.groups() for pair in c.pairs(group).values()]
     bad_steps = {entry.label: sum(run.bad_steps for run in entry.runs) for entry in c.entries}
     devices = dict.fromkeys(str(row.environment.get("device_name") or "") for row in c.results.rows)
     texts = {
@@ -39,8 +40,8 @@ def notes(c: Comparison) -> list[str]:
         "Two seeds only: intervals are wide, and few differences can be distinguished from chance.": c.seeds == 2,
         "Some methods lack seeds that others have: means are over the seeds of each, differences over those of both.":
             _unequal(c),
-        "A difference that is the same for every seed has an interval of width 0; its p value is that of the sign "
-        "test.": any(d.n > 1 and d.low == d.high and d.mean for d in differences),
+        "A difference that is the same for every seed has no interval, since Student's needs a spread; its p value is "
+        "that of the sign test.": any(d.n > 1 and d.low is None for d in differences),
         f"Steps skipped because loss or gradient was not finite: {_counts(bad_steps)}.": any(bad_steps.values()),
         f"The runs used different devices, so their times are not comparable: {', '.join(filter(None, devices))}.":
             len(list(filter(None, devices))) > 1,
@@ -79,10 +80,11 @@ def _certainty(pair: Pair | None, *, usual: int) -> Sequence[str]:
     d = pair.difference
     over = f" over {d.n} common seeds" if 1 < d.n < usual else ""
     difference = f"difference {points(d.mean)} points{over}"
-    if d.low is None or d.high is None or pair.adjusted_p is None:
+    if pair.adjusted_p is None:
         return [difference, "one common seed"]
+    interval = [] if d.low is None or d.high is None else [f"95% interval {points(d.low)} to {points(d.high)}"]
     adjusted = f", adjusted by Holm's method over {pair.tests} pairs" if pair.tests > 1 else ""
-    return [difference, f"95% interval {points(d.low)} to {points(d.high)}", p_value(pair.adjusted_p) + adjusted]
+    return [difference, *interval, p_value(pair.adjusted_p) + adjusted]
 
 
 def _counts(counts: dict[str, int]) -> str:
