@@ -30,8 +30,28 @@ def test_a_mean_of_one_seed_is_that_of_its_images() -> None:
     assert crossed_interval(by_seed) == (pytest.approx(expected.low), pytest.approx(expected.high))
 
 
-def test_a_mean_that_never_varies_has_no_width() -> None:
-    assert crossed_interval(np.zeros((3, 4))) == (0.0, 0.0)
+@pytest.mark.parametrize("right", [0, 1])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_mean_that_never_varies_is_as_uncertain_as_so_few_images_leave_it(right: int, seeds: int) -> None:
+    for images in (4, 360):
+        exact = stats.binomtest(right * images, images).proportion_ci(method="exact")
+        np.testing.assert_allclose(crossed_interval(np.full((seeds, images), float(right))), exact, rtol=1e-9)
+    most = stats.binomtest(0, 360).proportion_ci(method="exact").high
+    found = crossed_interval(np.zeros((seeds, 360)), possible=(-1, 1))
+    assert found == (pytest.approx(-most), pytest.approx(most))
+
+
+def test_a_mean_to_which_images_and_seeds_contribute_alike_is_no_certainty() -> None:
+    """Right on one image with each seed, and with one seed on each image."""
+    low, high = crossed_interval(np.eye(5))
+    assert low < 0.2 < high
+
+
+def test_an_accuracy_near_one_is_covered_as_often_as_promised() -> None:
+    """Seeds agree, and every fifth time or so an image is wrong; else all are right, as if that were certain."""
+    generator = np.random.default_rng(0)
+    found = [crossed_interval(np.tile(generator.random(20) < 0.99, (3, 1)).astype(float)) for _ in range(300)]
+    assert np.mean([low <= 0.99 <= high for low, high in found]) >= 0.95
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 1)), np.full((2, 2), np.nan)])

@@ -271,7 +271,7 @@ class WorthRun:
         for budget in self.budgets:
             rows = [right[key] for seed in range(self.plan.seeds) if (key := (arm, budget.key, seed)) in right]
             if rows:
-                accuracy[budget.key] = {**_estimate(rows), "seeds": [r.mean() for r in rows]}
+                accuracy[budget.key] = {**_estimate(rows, least=0.0), "seeds": [r.mean() for r in rows]}
         seeds = range(self.plan.seeds)
         pretraining = [self._pretrained(arm.network, seed) for seed in (seeds if arm.network in PRETRAINED else ())]
         answers = [self._answers(arm, seed) for seed in seeds]
@@ -290,7 +290,7 @@ class WorthRun:
             seeds = [s for s in range(self.plan.seeds) if {(a, budget.key, s), (b, budget.key, s)} <= right.keys()]
             gains = [right[a, budget.key, seed] - right[b, budget.key, seed] for seed in seeds]
             if gains and len({len(gain) for gain in gains}) == 1:
-                rows.append({"a": a.key, "b": b.key, "budget": budget.key, **_estimate(gains)})
+                rows.append({"a": a.key, "b": b.key, "budget": budget.key, **_estimate(gains, least=-1.0)})
         return rows
 
     def _data(self, network: Network) -> DataConfig:
@@ -339,7 +339,7 @@ class WorthRun:
         self.say(f"{self.done} of {self.total}: {what}: {state}{seconds}")
 
 
-def _estimate(rows: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """The mean over seeds, one row each, and test images, with its interval."""
+def _estimate(rows: Sequence[NDArray[np.float64]], *, least: float) -> dict[str, float]:
+    """The mean over seeds, one row each, and test images, with its interval; values are between ``least`` and 1."""
     values = np.stack(rows)
-    return {"mean": float(values.mean()), **crossed_interval(values)._asdict()}
+    return {"mean": float(values.mean()), **crossed_interval(values, possible=(least, 1.0))._asdict()}
