@@ -87,9 +87,9 @@ def detection(results: dict[str, Any]) -> str:
 
 
 def interval(value: dict[str, Any], kind: str) -> str:
-    """The interval of the average precision in percent."""
-    low, high = value["interval_95"][kind]["AP"]
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    """The interval of the average precision in percent; a dash if its resamples agree."""
+    bounds = value["interval_95"][kind]["AP"]
+    return "–" if bounds is None else " to ".join(f"{100 * bound:.1f}" for bound in bounds)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class TestByHand:
     def test_nothing_found_is_zero(self, tmp_path: Path) -> None:
         result = score(read(tmp_path, [truth(1, self.A)]), DetectionResults([], {}), resamples=3)
         assert (result["box"]["AP"], result["mask"]["AP50"], result["box"]["AR_100"]) == (0, 0, 0)
-        assert result["interval_95"]["box"] == {"AP": [0, 0], "AP50": [0, 0]}
+        assert result["interval_95"]["box"] == {"AP": None, "AP50": None}
 
     def test_a_image_that_could_not_be_read_is_left_out(self, tmp_path: Path) -> None:
         annotations = read(tmp_path, [truth(1, self.A), truth(2, self.B, image=2)], count=2)
@@ -228,6 +228,18 @@ class TestIntervals:
             for name in ("AP", "AP50"):
                 low, high = first["interval_95"][kind][name]
                 assert low < first[kind][name] < high and 0.01 < high - low < 0.6
+
+    def test_resamples_that_agree_give_none(self, tmp_path: Path) -> None:
+        """Every object of three images is found, so every resample has an AP of 1; or there is one image."""
+        boxes = [(10, 10, 100, 100), (30, 20, 100, 100), (10, 50, 90, 100)]
+        items = [truth(image, box, image=image) for image, box in enumerate(boxes, start=1)]
+        found = [detection(box, 0.9, image=image) for image, box in enumerate(boxes, start=1)]
+        perfect = score(read(tmp_path, items, count=3), DetectionResults(found, {}), resamples=50)
+        wrong = [detection((10, 10, 90, 100), 0.9), detection((200, 10, 90, 100), 0.8)]
+        single = score(read(tmp_path, items[:1]), DetectionResults(wrong, {}), resamples=50)
+        assert perfect["box"]["AP"] == pytest.approx(1) and 0 < single["box"]["AP"] < 1
+        for result in (perfect, single):
+            assert result["interval_95"] == {kind: {"AP": None, "AP50": None} for kind in ("box", "mask")}
 
     def test_none_are_made_unasked(self, tmp_path: Path) -> None:
         annotations, predictions, _ = random_set(tmp_path, count=3)

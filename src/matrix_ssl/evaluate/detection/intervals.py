@@ -2,7 +2,8 @@
 
 Images are drawn with replacement; an image drawn twice counts twice, with its objects and detections. Matching
 within an image does not change, so a resample costs one cumulative sum per category instead of an evaluation. The
-interval is for one trained detector: it does not include the spread over training seeds.
+interval is for one trained detector: it does not include the spread over training seeds. If the resamples agree, as
+with a single image or where every object or none is found, they say nothing about other images: there is no interval.
 
 Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile intervals).
 """
@@ -32,7 +33,10 @@ class _Matches:
 
 
 def resample(evaluation: Any, *, images: int, resamples: int, seed: int) -> dict[str, list[float] | None]:
-    """95 % intervals of AP and AP50 over resamples of the images; ``evaluation`` is a COCOeval after ``evaluate``."""
+    """95 % intervals of AP and AP50 over resamples of the images; ``evaluation`` is a COCOeval after ``evaluate``.
+
+    None where there is no object, or the resamples agree.
+    """
     matches = _collect(evaluation, images)
     drawn = (uniform(seed, _STREAM, np.arange(resamples), draws=images) * images).astype(np.int64)
     values = [average_precision(matches, np.bincount(row, minlength=images)) for row in drawn]
@@ -89,4 +93,5 @@ def _match(results: Sequence[dict[str, Any] | None], thresholds: int) -> _Matche
 
 
 def _interval(values: list[float]) -> list[float] | None:
-    return [float(v) for v in np.quantile(values, _LEVELS)] if values else None
+    low, high = np.quantile(values, _LEVELS).tolist() if values else (0.0, 0.0)
+    return [low, high] if low < high else None

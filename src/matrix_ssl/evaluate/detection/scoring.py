@@ -39,7 +39,8 @@ def score(
 ) -> dict[str, Any]:
     """Scores detections, as fractions of 1, on the images that could be read.
 
-    There are no intervals if ``resamples`` is 0, and only boxes are scored without ``masks``.
+    There are no intervals if ``resamples`` is 0, and one is None if the resamples agree. Only boxes are scored without
+    ``masks``.
 
     Returns:
         ``{"box": {measure: value}, "mask": {...}, "per_class": [{id, name, objects, box_AP, box_AP50, mask_AP,
