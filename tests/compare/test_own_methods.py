@@ -133,6 +133,21 @@ def test_a_job_does_not_train_with_a_file_that_has_changed_since(tmp_path: Path)
         run_job(folder)
 
 
+def test_a_comparison_whose_jobs_all_failed_takes_corrected_settings(tmp_path: Path) -> None:
+    """The baselines have been evaluated, but with other settings: they are evaluated again."""
+    broken = ("output = super()", "assert self.weight > 0, 'no weight'\n        output = super()")
+    own_method(tmp_path, forward=broken)
+    options = ("--trials", "1", "--budget", "1", "--seeds", "1", "--set")
+    zero, two, three = (words(*options, f"method.weight={n}", methods="methods/own.py") for n in (0, 2, 3))
+    assert fail(tmp_path, zero, code=1) == "1 of 1 runs failed; the page gives the reasons."
+    assert list(moments(tmp_path)) == ["c/baselines"]
+    ended = compare(tmp_path, two)
+    assert ended.err.splitlines()[0].startswith("1 method, 2 jobs (0 done)")
+    (row,) = results(tmp_path)["rows"]
+    assert row["settings"]["method.weight"] == 2.0 and 0 < row["accuracy"]["linear"]["mean"] < 1
+    assert "c was started with other settings (options.weight: 2.0 -> 3.0)" in fail(tmp_path, three)
+
+
 def test_a_method_that_diverges_is_told_apart(tmp_path: Path) -> None:
     arguments = with_own(tmp_path, "--seeds", "2", luck=("lucky: bool = True", "lucky: bool = False"))
     ended = runs.run(tmp_path / "elsewhere", arguments, before=FORKED)

@@ -496,10 +496,40 @@ class TestOptionsOfMethods:
         assert message in str(caught.value)
 
 
+def keep(out: Path, name: str = "result.json") -> None:
+    """Writes a file of a training into the folder of a comparison, which thereby has something to lose."""
+    path = out / "runs" / "simsiam-8-epochs" / "seed-0" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+
 class TestFolder:
+    @pytest.mark.parametrize("kept", ["result.json", "encoder.safetensors", "checkpoints/step-000000100.safetensors"])
+    def test_a_plan_gives_way_until_a_training_has_kept_something(self, tmp_path: Path, kept: str) -> None:
+        """Logs of trainings that failed, their weights at the start, and the baselines are not worth a new folder."""
+        plans = [make_plan("batch_size=32"), make_plan("batch_size=64", seeds=1, methods=("matrix_ssl", "byol"))]
+        first, second = (ComparisonRun(plan, tmp_path, command="") for plan in plans)
+        first.claim()
+        for name in ("runs/simsiam-8-epochs/seed-1/output.txt", "runs/simsiam-8-epochs/seed-1/metrics.jsonl",
+                     "runs/simsiam-8-epochs/seed-1/checkpoints/step-000000000.safetensors", "baselines/result.json",
+                     "compare.json"):  # fmt: skip
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        second.check()
+        second.claim()
+        assert read_json(tmp_path / "plan.json") == json.loads(json.dumps(plans[1].describe()))
+        keep(tmp_path, kept)
+        second.claim()
+        for refused in (first.check, first.claim):
+            with pytest.raises(RunFolderError, match=r"compares byol as well"):
+                refused()
+        with pytest.raises(RunFolderError, match=r"started with other settings \(base\.batch_size: 64 -> 32\)"):
+            ComparisonRun(make_plan("batch_size=32", seeds=1, methods=plans[1].methods), tmp_path, command="").claim()
+
     def test_a_plan_comes_back_from_its_file(self, tmp_path: Path) -> None:
         plan = make_plan("views.0.crop_scale=0.5,1.0", tuning_settings=("network.width=16",))
         ComparisonRun(plan, tmp_path, command="").claim()
+        keep(tmp_path)
         ComparisonRun(plan, tmp_path, command="another spelling").claim()
         with pytest.raises(RunFolderError) as caught:
             ComparisonRun(dataclasses.replace(plan, seeds=1, trials=2), tmp_path, command="").claim()
@@ -509,6 +539,7 @@ class TestFolder:
         plan = make_plan(methods=("simsiam", "byol"), reference="simsiam", seeds=2)
         larger = dataclasses.replace(plan, methods=("byol", "mec", "simsiam"), seeds=3)
         ComparisonRun(plan, tmp_path, command="").claim()
+        keep(tmp_path)
         with pytest.raises(RunFolderError, match="trials: 4 -> 2"):
             ComparisonRun(dataclasses.replace(larger, trials=2), tmp_path, command="").claim()
         ComparisonRun(larger, tmp_path, command="").check()
@@ -538,6 +569,7 @@ class TestFolder:
     def test_another_order_of_the_methods_is_the_same_comparison(self, tmp_path: Path) -> None:
         plan = make_plan(methods=("simsiam", "byol"), reference="simsiam")
         ComparisonRun(plan, tmp_path, command="").claim()
+        keep(tmp_path)
         ComparisonRun(dataclasses.replace(plan, methods=("byol", "simsiam")), tmp_path, command="").claim()
         assert read_json(tmp_path / "plan.json")["methods"] == ["byol", "simsiam"]
 
@@ -545,11 +577,13 @@ class TestFolder:
     def test_a_damaged_plan_does_not_grow(self, tmp_path: Path, damage: dict[str, Any]) -> None:
         plan = make_plan()
         write_json(tmp_path / "plan.json", plan.describe() | damage)
+        keep(tmp_path)
         with pytest.raises(RunFolderError, match="was started with other settings"):
             ComparisonRun(dataclasses.replace(plan, seeds=9), tmp_path, command="").claim()
 
     def test_settings_that_decide_nothing_may_change(self, tmp_path: Path) -> None:
         ComparisonRun(make_plan("log_every=3"), tmp_path, command="").claim()
+        keep(tmp_path)
         ComparisonRun(make_plan("log_every=4", "data.workers=1"), tmp_path, command="").claim()
 
     @pytest.mark.parametrize(

@@ -329,6 +329,25 @@ def test_results_of_a_different_training_are_noticed(tmp_path: Path) -> None:
             Answers.read(tmp_path / "1", question="seed 1")
 
 
+def test_a_plan_gives_way_until_a_training_has_kept_something(public: Path, tmp_path: Path) -> None:
+    """The adaptation has failed in its first step, before which it has written the weights that it starts from."""
+    shutil.copy(public / "public.safetensors", tmp_path)
+    stop = (
+        "import matrix_ssl.training.engine as e\n"
+        "from matrix_ssl.errors import TrainingError\n"
+        "def stop(*_): raise TrainingError('Stopped.')\n"
+        "e.Engine.update = stop"
+    )
+    assert fail(tmp_path, worth(seeds=1), before=stop) == "Stopped."
+    (start,) = (tmp_path / "w").rglob("*.safetensors")
+    assert start.name == "step-000000000.safetensors"
+    other = worth("--set", "optimizer.learning_rate=0.01", seeds=1)
+    assert fail(tmp_path, other, before=stop) == "Stopped."
+    assert read_json(tmp_path / "w" / "plan.json")["base"]["optimizer"]["learning_rate"] == 0.01
+    start.with_name("step-000000001.safetensors").touch()
+    assert "w was started with other settings (" in fail(tmp_path, worth(seeds=1))
+
+
 def test_a_folder_belongs_to_its_plan(done: Path) -> None:
     assert "with other settings (seeds: 2 -> 1)" in fail(done.parent, worth(seeds=1))
     assert "(tuning.steps: 2 -> 3)" in fail(done.parent, worth("--tune-set", "steps=3"))

@@ -86,7 +86,7 @@ def compare(
     if rivals_budget == budget:
         raise ConfigError("--rivals-budget equals --budget; omit it or choose a different value.")
     from matrix_ssl.compare.comparison import PLAN, ComparisonRun
-    from matrix_ssl.compare.job import with_measured, with_precision
+    from matrix_ssl.compare.job import has_trained, with_measured, with_precision
     from matrix_ssl.compare.plan import Plan, choose_methods
     from matrix_ssl.compare.schedule import places
     from matrix_ssl.compare.trials import read_rules
@@ -101,7 +101,7 @@ def compare(
     out = out or default_run(f"compare-{recipe}", data, unnamed="")
     chosen_device = devices.choose_device(device)
     check_folder(out, first=PLAN)
-    earlier = None if fresh else out / PLAN
+    earlier = out / PLAN if has_trained(out) and not fresh else None
     rules: dict[str, Any] = {"trials": 4, "tuning_budget": budget, "tuning_settings": (), "measure": "linear"} | given
     if trials_from is not None:
         if fresh and trials_from.resolve() == out.resolve():

@@ -65,7 +65,7 @@ def worth(
     if max_unreadable is not None:
         assignments = (*assignments, f"data.max_unreadable={max_unreadable}")
     config = configure(recipe, data, assignments)
-    from matrix_ssl.compare.job import with_measured, with_precision
+    from matrix_ssl.compare.job import has_trained, with_measured, with_precision
     from matrix_ssl.compare.worth.plan import TuningSettings, make_plan
     from matrix_ssl.compare.worth.run import PLAN, Images, WorthRun, check
     from matrix_ssl.data.sources import check_outside
@@ -91,7 +91,7 @@ def worth(
     begun = start_from(started, chosen=chosen, run=None, download=download)
     options.say(begun.text)
     adapted = with_measured(begun.config, data_root=data_root, download=download, say=options.say)
-    earlier = None if fresh else out / PLAN
+    earlier = out / PLAN if has_trained(out) and not fresh else None
     config = with_precision(config, chosen_device, plan=earlier, run="base")
     adapted = with_precision(adapted, chosen_device, plan=earlier, run="adapted")
     (public,) = open_baselines([reference], adapted.data, download=download)

@@ -66,7 +66,8 @@ class ComparisonRun:
             raise ConfigError(f"{plan.base.data.source!r}: the training and test splits have different classes.")
         identity = {"train": len(learn), "test": len(judge), "classes": len(learn.classes or []),
                     "train_digest": learn.digest, "test_digest": judge.digest}  # fmt: skip
-        resumed = (self.out / RESULTS).exists() and not fresh
+        kept = jobs.has_trained(self.out) or any(self.out.rglob(jobs.RESULT))
+        resumed = kept and (self.out / RESULTS).exists() and not fresh
         before = read_object(self.out / RESULTS, "data")["data"] if resumed else identity
         if different := configuration.changes(before, identity, but=["name"]):
             raise RunFolderError(
@@ -82,12 +83,19 @@ class ComparisonRun:
         return list(dict.fromkeys((*learn.remarks, *judge.remarks)))
 
     def check(self) -> None:
-        """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing."""
+        """Raises RunFolderError for a folder that holds a different comparison or something else; changes nothing.
+
+        A comparison none of whose trainings has kept anything may be replaced by a different one.
+        """
         check_folder(self.out, first=PLAN)
-        check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], **_PLAN)
+        if jobs.has_trained(self.out):
+            check_claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *self._grown()], **_PLAN)
 
     def claim(self) -> None:
         """Makes the folder, whose lock this process holds, belong to this plan; raises the errors of ``check``."""
+        if not jobs.has_trained(self.out):
+            write_json(self.out / PLAN, redact_values(self.plan.describe()))
+            return
         grown = self._grown()
         claim(self.out, self.plan.describe(), may_change=[*MAY_CHANGE, *grown], **_PLAN)
         if grown:

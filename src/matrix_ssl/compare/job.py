@@ -36,7 +36,7 @@ from matrix_ssl.evaluate.probes.protocols import PROTOCOLS, measure
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint, read_json, read_lines, read_object, write_json
-from matrix_ssl.runs.folder import CONFIG, ENVIRONMENT, METRICS, lock, read_config, tidy
+from matrix_ssl.runs.folder import CHECKPOINTS, CONFIG, ENCODER, ENVIRONMENT, METRICS, lock, read_config, tidy
 from matrix_ssl.training import setup
 from matrix_ssl.training.measured import with_statistics
 from matrix_ssl.training.task import Observer
@@ -104,6 +104,15 @@ def open_test_part(data: DataConfig, *, data_root: Path | None, download: bool =
     if has_test_split(data.source, data_root=data_root, download=download):
         return _open(data, "test", data_root=data_root, download=download)
     return split_source(_open(data, "train", data_root=data_root, download=download), HELD_OUT, _SPLIT)[1]
+
+
+def has_trained(out: Path) -> bool:
+    """Whether a training in a folder with several has a result or weights, or can be resumed.
+
+    As long as none has, nothing is lost if the folder's plan gives way to a different one.
+    """
+    kept = (RESULT, ENCODER, f"{CHECKPOINTS}/step-*[1-9]*.safetensors")  # that of step 0 is only the start
+    return any(any(out.glob(f"{part}/*/*/{name}")) for part in ("runs", "tuning", "tuned") for name in kept)
 
 
 def _open(data: DataConfig, split: Split, *, data_root: Path | None, download: bool) -> Source:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from matrix_ssl import config as configuration
-from matrix_ssl.compare.job import open_test_part, open_training_part
+from matrix_ssl.compare.job import has_trained, open_test_part, open_training_part
 from matrix_ssl.compare.worth import labels, measuring, training
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.measuring import Answers
@@ -37,6 +37,7 @@ from matrix_ssl.runs import devices
 from matrix_ssl.runs.display import Display
 from matrix_ssl.runs.files import fingerprint, read_object, write_json
 from matrix_ssl.runs.folder import check_claim, check_folder, claim
+from matrix_ssl.runs.terminal import redact_values
 from matrix_ssl.training.start import start_from
 
 PLAN = "plan.json"
@@ -80,9 +81,13 @@ def _settings(config: RunConfig) -> set[str]:
 
 
 def check(plan: Plan, out: Path) -> None:
-    """Raises RunFolderError for a folder that holds a different plan or something else; changes nothing."""
+    """Raises RunFolderError for a folder that holds a different plan or something else; changes nothing.
+
+    A plan none of whose trainings has kept anything may be replaced by a different one.
+    """
     check_folder(out, first=PLAN)
-    check_claim(out, dataclasses.asdict(plan), **_PLAN)
+    if has_trained(out):
+        check_claim(out, dataclasses.asdict(plan), **_PLAN)
 
 
 class WorthRun:
@@ -115,6 +120,10 @@ class WorthRun:
         Raises:
             RunFolderError: it belongs to a different plan, or has results on other images.
         """
+        if not has_trained(self.out):
+            shutil.rmtree(self.out / "runs", ignore_errors=True)  # an adaptation's start is its first checkpoint
+            write_json(self.out / PLAN, redact_values(dataclasses.asdict(self.plan)))
+            return
         claim(self.out, dataclasses.asdict(self.plan), **_PLAN)
         if not (self.out / RESULTS).exists():
             return
