@@ -1,16 +1,22 @@
 """A comparison goes into the repository as it was measured, and out of it again to be continued."""
 
+import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.harness import ROOT
 from benchmarks.pages import publish
 from benchmarks.pages.restore import restore
-from matrix_ssl.runs.files import read_json
+from matrix_ssl.compare.plan import RATE, Plan, baselines, runs
+from matrix_ssl.compare.schedule import read_result
+from matrix_ssl.runs.files import read_json, write_json
+from matrix_ssl.training.configure import outline
 from tests.support.comparisons import compare, job_folders, moments, results, words
 
 
@@ -63,6 +69,57 @@ def test_a_published_comparison_gets_another_seed_elsewhere(published: Path, tmp
     assert [row for row in rows if row["seed"] == 0] == kept["rows"]
     assert [row["method"] for row in rows if row["seed"] == 1] == ["matrix_ssl", "simsiam"]
     assert restore(kept, tmp_path / "c") == 0
+
+
+OWN_VALUE = "simclr:temperature=0.5"
+RATE_CHOSEN = 0.0035355339059327377  # published with seven digits
+
+
+def begun(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """A plan of two seeds in a folder, as if started and stopped after its trials; and its results once published."""
+    base = dataclasses.replace(outline("demo", None, ()), seed=0)
+    plan = Plan(
+        base=base, methods=("simsiam", OWN_VALUE), reference="simsiam", seeds=2, budget=4, rivals_budget=0, trials=2,
+        tuning_budget=1, tuning_settings=(), measure="linear",
+    )  # fmt: skip
+    settings: dict[str, dict[str, Any]] = {"simsiam": {}, OWN_VALUE: {RATE: RATE_CHOSEN}}
+    tuning = [{"method": method, "settings": one, "chosen": True} for method, one in settings.items()]
+    started = {"recipe": "demo", "budget": 4, "rivals_budget": None, "measure": "linear", "data": {}, "settings": {},
+               "methods": list(plan.methods), "reference": "simsiam", "tuning": {"rows": tuning}}  # fmt: skip
+    folder.mkdir()
+    write_json(folder / "plan.json", plan.describe())
+    write_json(folder / "compare.json", started)
+    rows = [
+        {"method": method, "epochs": 4, "seed": seed, "settings": runs(plan, method, one)[seed].choices,
+         "accuracy": {"linear": {"mean": 0.5 + seed / 8}}}
+        for method, one in settings.items() for seed in range(2)
+    ]  # fmt: skip
+    published = started | {"baselines": {"raw_pixels": {"linear": {"mean": 0.25}}}, "rows": rows}
+    return plan, publish.rounded(json.loads(json.dumps(published)))
+
+
+def test_every_result_comes_back_to_its_own_job(tmp_path: Path) -> None:
+    plan, published = begun(tmp_path / "c")
+    published["rows"][1] = published["rows"][1] | {"error": "The process ended with signal 9: no output"}
+    assert restore(published, tmp_path / "c") == 4
+    assert read_result(tmp_path / "c", baselines(plan)) == {"accuracy": published["baselines"]}
+    (first, failed), own = runs(plan, "simsiam", {}), runs(plan, OWN_VALUE, {RATE: RATE_CHOSEN})
+    assert read_result(tmp_path / "c", failed) is None  # it is run again
+    assert [read_result(tmp_path / "c", job) for job in (first, *own)] == [
+        {"accuracy": {"linear": {"mean": mean}}} for mean in (0.5, 0.5, 0.625)
+    ]
+
+
+def test_results_of_other_settings_or_seeds_do_not_come_back(tmp_path: Path) -> None:
+    """A method's default has changed since, which would mix two values in the seeds of one row."""
+    _, published = begun(tmp_path / "c")
+    published["rows"][2]["settings"]["method.hidden_dim"] = 7
+    with pytest.raises(SystemExit, match=r"seed 0 was published with other settings \(method\.hidden_dim: 7 -> \d+\)"):
+        restore(published, tmp_path / "c")
+    published["rows"][2] |= {"seed": 5}
+    with pytest.raises(SystemExit, match=r"has no run of simclr:temperature=0\.5 for 4 epochs with seed 5: start the"):
+        restore(published, tmp_path / "c")
+    assert not list((tmp_path / "c").rglob("result.json"))
 
 
 def test_results_of_another_comparison_are_refused(published: Path, tmp_path: Path) -> None:

@@ -133,6 +133,18 @@ def test_a_result_of_a_different_job_is_noticed(tmp_path: Path) -> None:
         read_result(tmp_path, second)
 
 
+def test_a_result_that_nothing_connects_with_its_job_is_refused(tmp_path: Path) -> None:
+    """An earlier version marked no results, but a file ``job.json`` is beside each of them."""
+    job = runs(make_plan(), "simsiam", {})[0]
+    folder = old_job(tmp_path, job, accuracy=1)
+    assert read_result(tmp_path, job) == {"accuracy": 1}
+    (folder / "job.json").unlink()
+    with pytest.raises(RunFolderError, match=r"result\.json does not say which job it is the result of: remove it to"):
+        read_result(tmp_path, job)
+    write_json(folder / "result.json", {"accuracy": 1, "job": identify(job.stage, job.method, job.config)})
+    assert read_result(tmp_path, job) == {"accuracy": 1}
+
+
 def test_a_job_of_another_version_is_no_result(tmp_path: Path) -> None:
     """Its configuration has a setting that does not exist."""
     job = runs(make_plan(), "simsiam", {})[0]

@@ -10,7 +10,7 @@ import torch
 from matrix_ssl import config as configuration
 from matrix_ssl.compare import job as jobs
 from matrix_ssl.compare import schedule
-from matrix_ssl.compare.plan import RATE, Job, Plan, baselines, most_trials, next_trial, runs, with_seeds
+from matrix_ssl.compare.plan import Job, Plan, baselines, most_trials, next_trial, runs, with_seeds
 from matrix_ssl.compare.plan import public as public_job
 from matrix_ssl.config.method_names import file_name, short_name
 from matrix_ssl.errors import ConfigError, RunFolderError
@@ -259,9 +259,7 @@ class ComparisonRun:
                 continue
             for job in runs(self.plan, method, self.best(tried)[1]):
                 if (result := self.result(job)) is not None:
-                    settings = {RATE: job.config.optimizer.learning_rate}
-                    settings |= {f"method.{key}": value for key, value in job.config.method.options.items()}
-                    row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": settings}
+                    row = {"method": method, "seed": job.number, "epochs": job.epochs, "settings": job.choices}
                     rows.append(row | result)
         return rows
 

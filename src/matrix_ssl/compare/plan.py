@@ -84,6 +84,12 @@ class Job:
         return Path("runs", f"{name}-{self.epochs}-epochs", f"seed-{self.number}")
 
     @property
+    def choices(self) -> dict[str, Any]:
+        """The learning rate and the method's options by dotted keys, as a row of the results has them."""
+        options = {f"method.{key}": value for key, value in self.config.method.options.items()}
+        return {RATE: self.config.optimizer.learning_rate} | options
+
+    @property
     def label(self) -> str:
         """The job's name in progress lines and errors."""
         if self.stage == "baselines":

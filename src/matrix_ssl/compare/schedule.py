@@ -58,13 +58,16 @@ def read_result(out: Path, job: Job) -> dict[str, Any] | None:
     """The result of a job; None if it has not ended, or if the result is for other settings.
 
     Raises:
-        RunFolderError: the result is damaged or belongs to a different job.
+        RunFolderError: the result is damaged, belongs to a different job, or nothing says to which.
     """
     path = out / job.folder / RESULT
     if not path.exists() or _is_outdated(out / job.folder, job):
         return None
     values = read_object(path)
-    if values.pop("job", None) not in (None, identify(job.stage, job.method, job.config), _earlier_identity(out, job)):
+    mark = values.pop("job", None)
+    if mark is None and not (out / job.folder / JOB).exists():  # an earlier version marked none, but kept its job
+        raise RunFolderError(f"{path} does not say which job it is the result of: remove it to run its job again.")
+    if mark not in (None, identify(job.stage, job.method, job.config), _earlier_identity(out, job)):
         raise RunFolderError(f"{path} belongs to a different job: put its own file back, or remove it to run it again.")
     return values
 
