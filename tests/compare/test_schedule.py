@@ -133,6 +133,20 @@ def test_a_result_of_a_different_job_is_noticed(tmp_path: Path) -> None:
         read_result(tmp_path, second)
 
 
+def test_a_public_encoder_may_be_named_by_another_path(tmp_path: Path) -> None:
+    """Its folder is named after its digest, so it is the same encoder."""
+    config = baselines(make_plan()).config
+    job = Job("public", "runs/x", 0, 0, {"name": "x, 8 px", "sha256": "a" * 64}, config)
+    folder = old_job(tmp_path, job)
+    write_json(folder / "job.json", read_json(folder / "job.json") | {"method": "runs/x"})
+    write_json(folder / "result.json", {"accuracy": 1, "job": identify("public", "runs/x", config)})
+    for path in ("runs/x", "./runs/x", "/home/me/runs/x"):
+        assert read_result(tmp_path, dataclasses.replace(job, method=path)) == {"accuracy": 1}
+    write_json(folder / "result.json", {"accuracy": 1, "job": identify("public", "runs/y", config)})
+    with pytest.raises(RunFolderError, match="belongs to a different job"):
+        read_result(tmp_path, job)
+
+
 def test_a_result_that_nothing_connects_with_its_job_is_refused(tmp_path: Path) -> None:
     """An earlier version marked no results, but a file ``job.json`` is beside each of them."""
     job = runs(make_plan(), "simsiam", {})[0]

@@ -87,9 +87,14 @@ def _is_outdated(folder: Path, job: Job) -> bool:
 
 
 def _earlier_identity(out: Path, job: Job) -> str:
-    """The identity that an earlier version gave a job, which included the full path of a method's file."""
+    """The identity that a job had if it was named by another path: of its method's file, or of a public encoder.
+
+    Earlier versions included the full path of a method's file. The folder of a public encoder has its digest.
+    """
     values = read_object(out / job.folder / JOB) if (out / job.folder / JOB).exists() else {}
     path = values.get("method")
+    if job.stage == "public" and isinstance(path, str) and path != job.method:
+        return identify(job.stage, path, job.config)
     if not isinstance(path, str) or path == job.method or file_name(path) != file_name(job.method):
         path = job.method
     config = with_method(job.config, lambda name: path if name.endswith(".py") else name)
