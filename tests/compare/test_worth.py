@@ -207,6 +207,28 @@ def test_differences_are_paired(done: Path, images: tuple[Source, Source]) -> No
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((gains.mean(), *crossed_interval(gains)))
 
 
+def test_an_image_that_one_arm_could_not_read_counts_for_none(
+    done: Path, images: tuple[Source, Source], public: Path
+) -> None:
+    shutil.copytree(done, public / "less")
+    path = public / "less" / "answers" / "scratch_frozen-seed-0.npz"
+    with np.load(path) as arrays:
+        left = {name: values[1:] if values.ndim else values for name, values in arrays.items()}
+    np.savez(path, **left)
+    succeed(public, worth("--out", "less"))
+    true, results = images[1].labelled()[0][1:], read_json(public / "less" / "worth.json")
+    right = {
+        arm: np.stack([answers(done, f"{arm}_frozen", seed)["all"][1:] == true for seed in range(2)]).astype(float)
+        for arm in ("adapted", "scratch")
+    }
+    for arm, values in right.items():
+        (found,) = [one for one in results["arms"] if (one["network"], one["use"]) == (arm, "frozen")]
+        assert found["accuracy"]["all"]["seeds"] == pytest.approx(values.mean(axis=1))
+    pair = {"a": "adapted_frozen", "b": "scratch_frozen", "budget": "all"}
+    (row,) = [row for row in results["differences"] if row.items() >= pair.items()]
+    assert row["mean"] == pytest.approx((right["adapted"] - right["scratch"]).mean())
+
+
 def test_the_page_and_the_terminal(done: Path) -> None:
     page, out = (done / "worth.html").read_text(), (done.parent / "out").read_text()
     for text in ("Was pre-training worth it?", "labelled images a class", "public 12 px", "Costs in minutes",

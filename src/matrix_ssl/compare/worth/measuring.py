@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from matrix_ssl.compare.worth.labels import Budget
 from matrix_ssl.compare.worth.training import check_question
@@ -131,7 +131,8 @@ def classify(
     return Answers(predicted, test.indices, facts)
 
 
-def right(answers: Answers, test: Source, budget: str) -> Tensor:
-    """Whether the answers are right, as float64 (m,)."""
-    labels = test.labelled()[0][answers.images]
-    return torch.from_numpy((answers.predicted[budget] == labels).astype(np.float64))
+def right(answers: Answers, test: Source, budget: str, images: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Whether the answers for some of their images are right, as float64 (len(images),)."""
+    rows = np.isin(answers.images, images)
+    labels = test.labelled()[0][answers.images[rows]]
+    return (answers.predicted[budget][rows] == labels).astype(np.float64)

@@ -158,13 +158,21 @@ class WorthRun:
         shutil.rmtree(self.out / "features", ignore_errors=True)
 
     def write(self) -> dict[str, Any]:
-        """Writes ``worth.json`` from what has ended so far and returns it."""
+        """Writes ``worth.json`` from what has ended so far and returns it.
+
+        A test image that could not be read for one of the answers, as when a disk was away, counts for none of them.
+        """
         plan = self.plan
+        answers = {
+            (arm, seed): found for arm in plan.arms for seed in range(plan.seeds)
+            if (found := self._answers(arm, seed)) is not None
+        }  # fmt: skip
+        images = np.arange(len(self.images.test))
+        for one in answers.values():
+            images = np.intersect1d(images, one.images)
         right = {
-            (arm, budget.key, seed): measuring.right(answers, self.images.test, budget.key).numpy()
-            for arm in plan.arms for seed in range(plan.seeds)
-            if (answers := self._answers(arm, seed)) is not None
-            for budget in self.budgets if budget.key in answers.predicted
+            (arm, budget.key, seed): measuring.right(one, self.images.test, budget.key, images)
+            for (arm, seed), one in answers.items() for budget in self.budgets if budget.key in one.predicted
         }  # fmt: skip
         results = {
             "command": self.command, "recipe": plan.base.recipe, "data": self.images.describe(),
@@ -293,12 +301,12 @@ class WorthRun:
         }  # fmt: skip
 
     def _differences(self, right: dict[Any, Any]) -> list[dict[str, Any]]:
-        """Every arm minus every later one, paired over the seeds and test images that both have."""
+        """Every arm minus every later one, paired over the test images and the seeds that both have."""
         rows = []
         for (a, b), budget in ((pair, one) for pair in combinations(self.plan.arms, 2) for one in self.budgets):
             seeds = [s for s in range(self.plan.seeds) if {(a, budget.key, s), (b, budget.key, s)} <= right.keys()]
             gains = [right[a, budget.key, seed] - right[b, budget.key, seed] for seed in seeds]
-            if gains and len({len(gain) for gain in gains}) == 1:
+            if gains:
                 rows.append({"a": a.key, "b": b.key, "budget": budget.key, **_estimate(gains, least=-1.0)})
         return rows
 
