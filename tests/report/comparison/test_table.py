@@ -305,6 +305,18 @@ def test_devices_and_bad_steps_are_noted():
     assert "matrix_ssl 3" in text
 
 
+def test_processors_and_versions_of_a_comparison_that_was_resumed_elsewhere_are_noted():
+    results = make_comparison(seeds=2, methods=METHODS[:2])
+    here = {"device": "cpu", "device_name": "cpu", "processor": "Old", "matrix_ssl": "1.0", "commit": "abc"}
+    for row in results["rows"]:
+        row["environment"] = here
+    assert not any("The runs used" in note for note in notes(read(results)))
+    results["rows"][3]["environment"] = here | {"processor": "New", "commit": "def"}
+    text = " ".join(notes(read(results)))
+    assert "different devices, so their times are not comparable: Old, New." in text
+    assert "contribute to their differences: matrix-ssl 1.0, commit abc; matrix-ssl 1.0, commit def." in text
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe"])
 def test_a_file_that_holds_no_comparison_is_refused(tmp_path, content):
     if content is not None:

@@ -1,11 +1,12 @@
 """The result of a comparison in a sentence, and what limits it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from matrix_ssl.report.comparison.data import Comparison, Group
 from matrix_ssl.report.comparison.statistics import SIGNIFICANT, Pair
-from matrix_ssl.report.formats import percent, points, whole
+from matrix_ssl.report.formats import device_name, percent, points, whole
 
 
 def verdict(c: Comparison) -> list[str]:
@@ -29,7 +30,8 @@ def notes(c: Comparison) -> list[str]:
     differences = [d for entry in c.entries for m in c.measures if (d := c.difference(entry, m.key))]
     differences += [pair.difference for group in c.groups() for pair in c.pairs(group).values()]
     bad_steps = {entry.label: sum(run.bad_steps for run in entry.runs) for entry in c.entries}
-    devices = dict.fromkeys(str(row.environment.get("device_name") or "") for row in c.results.rows)
+    devices = list(dict.fromkeys(name for row in c.results.rows if (name := _device(row.environment))))
+    versions = list(dict.fromkeys(text for row in c.results.rows if (text := _versions(row.environment))))
     texts = {
         f"The comparison is not complete: {c.done} of {c.planned} runs are done. Run the same command to continue.":
             c.done < c.planned,
@@ -43,10 +45,23 @@ def notes(c: Comparison) -> list[str]:
         "A difference that is the same for every seed has no interval, since Student's needs a spread; its p value is "
         "that of the sign test.": any(d.n > 1 and d.low is None for d in differences),
         f"Steps skipped because loss or gradient was not finite: {_counts(bad_steps)}.": any(bad_steps.values()),
-        f"The runs used different devices, so their times are not comparable: {', '.join(filter(None, devices))}.":
-            len(list(filter(None, devices))) > 1,
+        f"The runs used different devices, so their times are not comparable: {', '.join(devices)}.": len(devices) > 1,
+        f"The runs used different versions, which may contribute to their differences: {'; '.join(versions)}.":
+            len(versions) > 1,
     }  # fmt: skip
     return [text for text, applies in texts.items() if applies]
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    """The name of a run's GPU or, if it has none, of its processor; empty if it is not known."""
+    processor = environment.get("processor") if environment.get("device") == "cpu" else None
+    return str(processor or "") or device_name(environment)
+
+
+def _versions(environment: Mapping[str, Any]) -> str:
+    """The versions of a run's code, as far as they are known."""
+    names = {"matrix_ssl": "matrix-ssl", "commit": "commit", "torch": "PyTorch"}
+    return ", ".join(f"{name} {environment[key]}" for key, name in names.items() if environment.get(key))
 
 
 def _unequal(c: Comparison) -> bool:
