@@ -9,6 +9,7 @@ import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from matrix_ssl.runs.files import write_json
 from matrix_ssl.runs.folder import check_output, lock, unfinished
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 UNTRAINED = "untrained"
 _WINDOW = 512  # tokens, unless the model has a lower limit
@@ -117,47 +118,19 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
     reference = _open_reference(settings, model)
     layers = choose_layers(settings.layers, _config(model).num_hidden_layers)
     length = _window_length(settings.window, [model] if reference is None else [model, reference])
-    before, after = special_tokens(tokenizer)
-
-    size, passes, read = settings.text.stat().st_size, 1 if reference is None else 2, 0
-
-    def blocks() -> Iterator[str]:
-        nonlocal read
-        read = 0
-        for block in reading.read_blocks(settings.text):
-            yield block  # whoever comes back for the next one has measured it
-            read += len(block.encode())
-
-    def batches() -> Iterator[list[list[int]]]:
-        windows = reading.token_windows(
-            blocks(),
-            lambda block: tokenizer(block, add_special_tokens=False, verbose=False).input_ids,
-            length=length, before=before, after=after, max_tokens=settings.max_tokens,
-        )  # fmt: skip
-        while batch := list(itertools.islice(windows, settings.batch_size)):
-            yield batch
-
-    def follow(name: str, earlier: int) -> Callable[[int], None]:
-        """Reports a pass to ``on_progress``, after ``earlier`` passes."""
-
-        def on_windows(windows: int) -> None:
-            tokens = windows * length
-            share = max(read / max(size, 1), min(1.0, tokens / settings.max_tokens) if settings.max_tokens else 0.0)
-            on_progress(name, windows, (earlier + min(share, 1.0)) / passes)
-
-        return on_windows
+    readers = 1 if reference is None else 2
+    text = _Text(settings, tokenizer, length=length, readers=readers, on_progress=on_progress)
 
     about = _about(settings.model, model)
-    measures = measure(model.to(device), batches(), layers, name=settings.model, on_windows=follow(settings.model, 0))
+    measures = text.measure(model.to(device), layers, name=settings.model)
     del model  # the reference needs the device now
     rows = [{"layer": layer, **_values(own)} for layer, own in zip(layers, measures, strict=True)]
     about_reference = None
     if reference is not None:
         name = str(settings.reference)
-        about_reference = _about(name, reference) | (
-            {"seed": settings.seed} if name == UNTRAINED or name.startswith(models.FROM_CONFIG) else {}
-        )
-        others = measure(reference.to(device), batches(), layers, name=name, on_windows=follow(name, 1))
+        is_random = name == UNTRAINED or name.startswith(models.FROM_CONFIG)
+        about_reference = _about(name, reference) | ({"seed": settings.seed} if is_random else {})
+        others = text.measure(reference.to(device), layers, name=name)
         for row, own, other in zip(rows, measures, others, strict=True):
             row |= {"reference": _values(other), "diff_erank": other.erank - own.erank}
     return {
@@ -167,13 +140,57 @@ def _measure_both(settings: DiagnoseSettings, device: torch.device, on_progress:
         "max_tokens": settings.max_tokens,
         "window": length,
         "special_tokens": {
-            side: tokenizer.convert_ids_to_tokens(ids) for side, ids in (("before", before), ("after", after))
+            side: tokenizer.convert_ids_to_tokens(ids) for side, ids in (("before", text.before), ("after", text.after))
         },
         "windows": measures[0].windows,
         "tokens": measures[0].tokens,
         "rows": rows,
         "environment": {**devices.environment(device), "transformers": importlib.metadata.version("transformers")},
     }
+
+
+class _Text:
+    """The text of a diagnosis, which one model after the other reads in windows of the same length."""
+
+    def __init__(
+        self, settings: DiagnoseSettings, tokenizer: "PreTrainedTokenizerBase", *, length: int, readers: int,
+        on_progress: Progress,
+    ):  # fmt: skip
+        self.before, self.after = special_tokens(tokenizer)  # of every window
+        self._settings, self._tokenizer, self._length = settings, tokenizer, length
+        self._readers, self._on_progress = readers, on_progress
+        self._size = max(settings.text.stat().st_size, 1)
+        self._bytes = self._finished = 0  # read by the model that reads now; models before it
+
+    def measure(self, model: "PreTrainedModel", layers: list[int], *, name: str) -> list[Measures]:
+        """The measures of the layers of the model that reads now."""
+        measures = measure(model, self._batches(), layers, name=name, on_windows=partial(self._report, name))
+        self._finished += 1
+        return measures
+
+    def _batches(self) -> Iterator[list[list[int]]]:
+        windows = reading.token_windows(
+            self._blocks(), self._encode, length=self._length, before=self.before, after=self.after,
+            max_tokens=self._settings.max_tokens,
+        )  # fmt: skip
+        while batch := list(itertools.islice(windows, self._settings.batch_size)):
+            yield batch
+
+    def _blocks(self) -> Iterator[str]:
+        self._bytes = 0
+        for block in reading.read_blocks(self._settings.text):
+            yield block  # whoever comes back for the next one has measured it
+            self._bytes += len(block.encode())
+
+    def _encode(self, block: str) -> list[int]:
+        tokens: list[int] = self._tokenizer(block, add_special_tokens=False, verbose=False).input_ids
+        return tokens
+
+    def _report(self, name: str, windows: int) -> None:
+        share = self._bytes / self._size
+        if most := self._settings.max_tokens:
+            share = max(share, windows * self._length / most)
+        self._on_progress(name, windows, (self._finished + min(share, 1.0)) / self._readers)
 
 
 def _open_reference(settings: DiagnoseSettings, model: "PreTrainedModel") -> Any | None:
