@@ -1,11 +1,8 @@
 """Adapters that are trained further, against peft and transformers, and folders that hold none of that kind."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -15,10 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from matrix_ssl.errors import CheckpointError, ConfigError, MatrixSSLError
 from matrix_ssl.llm import models
-from matrix_ssl.llm.finetune.trainer import Recorder
 from matrix_ssl.runs.files import read_json, read_lines
-from matrix_ssl.runs.signals import Interrupted
-from tests.llm.test_finetune import command, llm, sets, short
+from tests.llm.test_finetune import command, llm, sets, short, stop_and_resume
 from tests.support import llm_toys
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -71,22 +66,10 @@ def test_it_is_trained_as_peft_and_transformers_train_it(adapter, base, data, tm
     assert kept == {"model": str(adapter), "lora": 2, "lora_alpha": 12, "lora_targets": ["down_proj", "q_proj"]}
 
 
-def test_it_resumes_is_scored_merged_and_trained_once_more(adapter, data, tmp_path, monkeypatch, capfd):
+def test_it_resumes_is_scored_merged_and_trained_once_more(adapter, data, tmp_path, capfd):
     command(*short(adapter, data, tmp_path / "whole", *sets("packing=true")))
-    begin = Recorder.on_step_begin
-
-    def interrupt(self: Recorder, args: Any, state: Any, control: Any, **more: Any) -> None:
-        begin(self, args, state, control, **more)
-        if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     out = tmp_path / "stopped"
-    words = short(adapter, data, out, *sets("packing=true"))
-    monkeypatch.setattr(Recorder, "on_step_begin", interrupt)
-    with pytest.raises(Interrupted):
-        command(*words)
-    monkeypatch.undo()
-    command(*words)
+    stop_and_resume(short(adapter, data, out, *sets("packing=true")), at=3)
     assert "Resuming after step 3" in capfd.readouterr().err
     one, other = (load_file(run / "model" / WEIGHTS) for run in (tmp_path / "whole", out))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -39,6 +39,7 @@ from matrix_ssl.llm.data import examples, question_files, templates
 from matrix_ssl.llm.data.templates import Exchange
 from matrix_ssl.llm.finetune.arguments import evaluation_arguments
 from matrix_ssl.llm.finetune.settings import parse_assignments
+from matrix_ssl.llm.finetune.trainer import Recorder
 from matrix_ssl.llm.tiny import tiny_llama
 from matrix_ssl.runs.files import read_json, read_lines
 from matrix_ssl.runs.signals import Interrupted
@@ -69,6 +70,22 @@ def short(base: Path, data: Path, out: Path, *words: Any) -> list[Any]:
     """The words of a run of 6 steps that saves a checkpoint after every second one."""
     return ["--model", base, "--data", data, "--template", "plain", "--out", out, *sets("epochs=1", "batch_size=4",
             "learning_rate=0.01", "save_strategy=steps", "save_steps=2"), *words]  # fmt: skip
+
+
+def stop_and_resume(words: list[Any], *, at: int) -> None:
+    """The command, which a signal stops after step ``at``, and once more to its end."""
+    begin = Recorder.on_step_begin
+
+    def interrupt(self: Recorder, args: Any, state: Any, control: Any, **more: Any) -> None:
+        begin(self, args, state, control, **more)
+        if state.global_step == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "on_step_begin", interrupt)
+        with pytest.raises(Interrupted):
+            command(*words)
+    command(*words)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -402,8 +419,6 @@ def test_the_same_command_again_says_complete_and_another_one_is_refused(finishe
 @pytest.mark.parametrize("stop", ["signal", "death"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(stop, finished, base, data, tmp_path, monkeypatch, capfd):
     """A signal in the third step, which ends it after a checkpoint; or an end without notice in the fourth."""
-    from matrix_ssl.llm.finetune.trainer import Recorder
-
     write_line, steps = Recorder.on_log, iter(range(1, 9))
 
     def interrupt(self: Recorder, *args: Any, **kwargs: Any) -> None:

@@ -1,8 +1,6 @@
 """Packed batches against the same examples one at a time, trl's packing, and models that mix the examples of a row."""
 
 import copy
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,8 @@ from trl import pack_dataset
 from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.llm import MatrixTrainer
 from matrix_ssl.llm.finetune.packing import best_fit, check_packing, pack
-from matrix_ssl.llm.finetune.trainer import Recorder
 from matrix_ssl.runs.files import read_json, read_lines
-from matrix_ssl.runs.signals import Interrupted
-from tests.llm.test_finetune import command, sets, short, write
+from tests.llm.test_finetune import command, sets, short, stop_and_resume, write
 from tests.llm.test_trainer import MATRIX, textbook
 from tests.support import llm_toys
 
@@ -201,7 +197,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("lora", [0, 2])
-def test_a_packed_run_is_the_same_run_and_resumes_in_the_middle(lora, base, data, tmp_path, monkeypatch, capfd):
+def test_a_packed_run_is_the_same_run_and_resumes_in_the_middle(lora, base, data, tmp_path, capfd):
     settings = sets(f"lora={lora}", "held_out=0.25", "eval_steps=2", "epochs=2", "adam_epsilon=1e-4")
     command(*short(base, data, tmp_path / "padded", *settings))
     command(*short(base, data, tmp_path / "packed", *settings, "--set", "packing=true"))
@@ -215,19 +211,7 @@ def test_a_packed_run_is_the_same_run_and_resumes_in_the_middle(lora, base, data
     assert read_json(tmp_path / "packed" / "config.json")["settings"]["packing"]
     assert "packing" not in read_json(tmp_path / "padded" / "config.json")["settings"]
 
-    begin = Recorder.on_step_begin
-
-    def interrupt(self: Recorder, args: Any, state: Any, control: Any, **more: Any) -> None:
-        begin(self, args, state, control, **more)
-        if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    words = short(base, data, tmp_path / "stopped", *settings, "--set", "packing=true")
-    monkeypatch.setattr(Recorder, "on_step_begin", interrupt)
-    with pytest.raises(Interrupted):
-        command(*words)
-    monkeypatch.undo()
-    command(*words)
+    stop_and_resume(short(base, data, tmp_path / "stopped", *settings, "--set", "packing=true"), at=3)
     assert "Resuming after step 3" in capfd.readouterr().err
     resumed = read_lines(tmp_path / "stopped" / "metrics.jsonl")
     assert [line | {"run": ""} for line in resumed] == [line | {"run": ""} for line in packed]
