@@ -188,6 +188,13 @@ def test_json_texts_and_other_names_of_roles_are_read_alike_when_learned_and_whe
     assert read(row, tmp_path, columns) == Exchange(QUESTION, "a", (), {})
 
 
+@pytest.mark.parametrize(
+    "text", ['[{"from": "Oslo", "to": "Rome"}]', '[{"role": "king", "name": "Ann"}]', "[1, 2]", "[]", "[q]"]
+)
+def test_a_list_in_json_that_is_no_conversation_is_a_text(text: str, tmp_path: Path) -> None:
+    assert read({"question": text, "answer": text}, tmp_path) == Exchange.of(text, text)
+
+
 def test_every_answer_of_a_conversation_may_be_learned(tmp_path: Path) -> None:
     """A conversation is split after the rows are held out, so that it is never on both sides."""
     tokenizer = llm_toys.tokenizer()

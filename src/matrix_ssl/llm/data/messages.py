@@ -12,6 +12,7 @@ _ROLES = {  # in any letter case; others are left to chat templates
     **dict.fromkeys(("user", "human"), "user"), "system": "system", "tool": "tool",
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
 }  # fmt: skip
+_MESSAGE = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})  # keys of one, at least
 _FOR_TEMPLATES = ("tool_calls", "reasoning_content", "thinking")  # of a message, besides role and content
 _FOR_TOOLS = ("name", "tool_call_id")  # of a message with a tool's result
 _TEXTS = (None, "text", "input_text", "output_text")  # types of parts
@@ -22,12 +23,16 @@ _EXPECTED = "expected a list of messages, each with role and content (or from an
 def is_conversation(value: Any) -> bool:
     """Whether a value is meant as messages.
 
-    They are in a list, in its JSON text or, as some versions of datasets write, in a dictionary of lists.
+    They are in a list, in its JSON text or, as some versions of datasets write, in a dictionary of lists. A JSON text
+    may be an answer instead, such as one that lists journeys from one place to another.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    is_text = isinstance(value, str)
+    if is_text and value.lstrip().startswith("["):
         value = _parsed(value)
     keys = value[0] if isinstance(value, list) and value else value
-    return isinstance(keys, dict) and ("role" in keys or "from" in keys)
+    if not isinstance(keys, dict):
+        return False
+    return any(names <= keys.keys() for names in _MESSAGE) if is_text else "role" in keys or "from" in keys
 
 
 def read_messages(value: Any, where: str) -> list[Message]:
