@@ -47,6 +47,10 @@ MIX = {
         transformers.RobertaConfig(**SIZE | {"pad_token_id": 1}, is_decoder=True),
         "are not those of each alone",
     ),
+    "chunks of a row": (
+        transformers.Llama4TextConfig(**SIZE, head_dim=16, intermediate_size_mlp=32, num_local_experts=2),
+        "of the type chunked_attention",
+    ),
     "convolutions": (transformers.Lfm2Config(**SIZE, layer_types=["conv", "full_attention"]), "of the type conv"),
 }
 
@@ -173,6 +177,18 @@ def test_models_that_mix_the_examples_of_a_row_are_refused(kind):
     config, words = MIX[kind]
     with pytest.raises(ConfigError, match=rf"packing is not possible with .*{words}.*: set packing=false"):
         check_packing(made(config))
+
+
+def test_logits_that_are_no_numbers_once_examples_share_a_row_are_refused():
+    class Overflowing(transformers.LlamaForCausalLM):
+        def forward(self, position_ids=None, **given):
+            outputs = super().forward(position_ids=position_ids, **given)
+            if position_ids is not None:
+                outputs.logits[0, 0, 0] = torch.nan
+            return outputs
+
+    with pytest.raises(ConfigError, match=r"are not those of each alone \(by nan\)"):
+        check_packing(Overflowing(transformers.LlamaConfig(**SIZE)))
 
 
 def test_learned_prompts_and_divided_weights_are_refused():
