@@ -321,6 +321,12 @@ class Recorder(TrainerCallback):
             write_digests(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._run)
         distributed.barrier()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finds the best checkpoint again if the run was moved, where the library would keep the last model instead."""
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Notes that the training has begun."""
         self.has_begun = True
