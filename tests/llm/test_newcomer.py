@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from matrix_ssl.cli import main
 from matrix_ssl.errors import CheckpointError, ConfigError, RunFolderError
 from matrix_ssl.llm.exact import normalised
-from matrix_ssl.llm.models import check_causal, open_model, open_tokenizer
+from matrix_ssl.llm.models import check_causal, find_model, open_model, open_tokenizer
+from matrix_ssl.runs.digests import file_digests
 from matrix_ssl.runs.files import read_json, read_lines
 from tests.llm.test_finetune import sets, short, weights, write
 from tests.support import llm_toys
@@ -163,6 +164,22 @@ def test_a_model_that_sees_what_it_predicts_is_refused():
         check_causal(encoder, "x")
     check_causal(decoder, "x")
     assert decoder.training
+
+
+def test_a_run_stands_for_its_model_whatever_else_is_put_there(base, tmp_path):
+    """``llm score`` itself wrote its answers there, and the run was then refused as changed."""
+    run = tmp_path / "run"
+    model = shutil.copytree(base, run / "model")
+    (run / "environment.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"The fine-tuning in .* is not complete: run its command again first"):
+        find_model(str(run))
+    result = {"settings": {"template": "plain"}, "files": file_digests(model)}
+    (run / "finetune.json").write_text(json.dumps(result))
+    (model / "gsm8k.jsonl").write_text("")
+    assert find_model(str(run)) == (str(model), {"template": "plain"})
+    (model / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json has changed since it was written"):
+        find_model(str(run))
 
 
 def test_a_fine_tuning_is_trained_further_by_the_name_of_its_model(base, tmp_path):

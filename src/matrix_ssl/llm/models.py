@@ -45,7 +45,7 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
         raise RunFolderError(f"The fine-tuning in {run} is not complete: run its command again first.")
     result = read_object(run / RESULT, "settings")
     if "files" in result:  # earlier versions have none
-        compare_digests(run / MODEL, result["files"])
+        compare_digests(run / MODEL, result["files"], others=True)
     return str(run / MODEL), result["settings"]
 
 

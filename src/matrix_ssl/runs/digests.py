@@ -35,15 +35,19 @@ def check_digests(folder: Path, run: Path) -> None:
     compare_digests(folder, recorded["files"])
 
 
-def compare_digests(folder: Path, recorded: Any) -> None:
-    """Raises CheckpointError if the files of the folder are not those that were recorded."""
+def compare_digests(folder: Path, recorded: Any, *, others: bool = False) -> None:
+    """Raises CheckpointError if the files of the folder are not those that were recorded.
+
+    Args:
+        others: whether there may be other files, too, such as a model card, scores, or what a file manager leaves.
+    """
     try:
         present = file_digests(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {why(error)}.") from error
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{folder} has no digests of its files.")
-    for name in sorted({*recorded, *present}):
+    for name in sorted(recorded if others else {*recorded, *present}):
         if recorded.get(name) != present.get(name):
             what = "is missing" if name not in present else "is new" if name not in recorded else "has changed"
             raise CheckpointError(f"{folder / name} {what} since it was written.")
