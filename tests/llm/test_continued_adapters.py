@@ -79,7 +79,7 @@ def test_it_resumes_is_scored_merged_and_trained_once_more(adapter, data, tmp_pa
     ids = torch.arange(8).unsqueeze(0)
     merged, adapted = models.open_model(str(tmp_path / "merged")), models.open_model(str(out / "model"), adapter=True)
     torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
-    command(*short(out / "model", data, tmp_path / "further", *sets("max_steps=1")))
+    command(*short(out, data, tmp_path / "further", *sets("max_steps=1")))  # by the folder of the run
     (first,) = read_lines(tmp_path / "further" / "metrics.jsonl")
     assert first["ce"] < read_lines(tmp_path / "whole" / "metrics.jsonl")[0]["ce"]
 

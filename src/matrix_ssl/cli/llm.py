@@ -37,9 +37,9 @@ def _names(columns: str | None) -> tuple[str, ...]:
 
 
 @llm.command()
-@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a folder "
-              "in safetensors with its tokenizer, or that of an adapter to train further, a name of the Hugging Face "
-              "hub, or a configuration for random weights.")  # fmt: skip
+@click.option("--model", type=options.PLACE, required=True, metavar="FOLDER|NAME|config:PATH", help="Model: a run of "
+              "finetune, a folder in safetensors with its tokenizer, or that of an adapter to train further, a name of "
+              "the Hugging Face hub, or a configuration for random weights.")  # fmt: skip
 @click.option("--data", type=options.PLACE, required=True, metavar="FILE|hf:NAME", help="Questions and answers: "
               ".jsonl, .json, .csv or .parquet, or hf:NAME:CONFIGURATION:SPLIT of the hub.")  # fmt: skip
 @click.option("--eval-data", type=options.PLACE, default="", metavar="FILE|hf:NAME", help="Questions and answers that "

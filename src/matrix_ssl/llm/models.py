@@ -35,8 +35,15 @@ def is_folder(model: str) -> bool:
 
 
 def find_model(model: str) -> tuple[str, dict[str, Any]]:
-    """The folder of a model, or its name on the hub, and the settings if ``model`` is a fine-tuning run's folder."""
-    run = Path(model)
+    """What ``model`` stands for, and the settings if it is a fine-tuning run, which stands for the model in its folder.
+
+    Everything else stands for itself. After ``config:`` there may be a run, too.
+
+    Raises:
+        CheckpointError: the folder does not exist, or the run's model has changed since it was written.
+        RunFolderError: the run is not complete.
+    """
+    run = Path(model.removeprefix(FROM_CONFIG))
     if is_folder(model):
         _check_exists(run)
     if not (run / ENVIRONMENT).is_file():
@@ -46,7 +53,8 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
     result = read_object(run / RESULT, "settings")
     if "files" in result:  # earlier versions have none
         compare_digests(run / MODEL, result["files"], others=True)
-    return str(run / MODEL), result["settings"]
+    prefix = FROM_CONFIG if model.startswith(FROM_CONFIG) else ""
+    return f"{prefix}{run / MODEL}", result["settings"]
 
 
 def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -57,8 +65,6 @@ def open_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         folder = Path(place).parent if place != model and Path(place).is_file() else Path(place)
         _check_exists(folder)
         if not (folder / _TOKENIZER).is_file():
-            if (folder / MODEL / _TOKENIZER).is_file():
-                raise CheckpointError(f"{folder} is the folder of a fine-tuning run: use its model, {folder / MODEL}.")
             raise CheckpointError(f"{folder} has no tokenizer ({_TOKENIZER}): save it there with save_pretrained.")
         _check_config(folder)
         place = str(folder)

@@ -31,6 +31,7 @@ from matrix_ssl.llm.models import (
     check_causal,
     check_tokens,
     context_length,
+    find_model,
     open_model,
     open_tokenizer,
 )
@@ -102,12 +103,13 @@ class Prepared:
 
 def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> Prepared:
     """Reads the data, opens tokenizer and model, and checks that they match."""
-    settings = settings.with_adapters_of_model()
-    base = read_base(Path(settings.model))  # below an adapter that is trained further
+    place, _ = find_model(settings.model)
+    settings = settings.with_adapters_in(place)
+    base = read_base(Path(place))  # below an adapter that is trained further
     processes = distributed.world_size()
     arguments = training_arguments(settings, output=out / CHECKPOINTS, processes=processes, device=device)
     rows = read_rows(settings.data)
-    tokenizer = open_tokenizer(settings.model)
+    tokenizer = open_tokenizer(place)
     check_template(settings.template, tokenizer)
     selection = select(settings, rows, tokenizer)
     check_batches(arguments, len(selection.examples))
@@ -116,7 +118,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
             f"lora={settings.lora} on random weights saves an adapter without its model: train the whole model first."
         )
     four_bits = device if settings.load_in_4bit else None
-    model = open_model(base or settings.model, seed=settings.seed, four_bits_on=four_bits)
+    model = open_model(base or place, seed=settings.seed, four_bits_on=four_bits)
     if getattr(model, "is_quantized", False) and not settings.lora:
         raise ConfigError(
             f"The weights of {settings.model} are quantized, which cannot be trained: set lora, such as lora=16, or "
@@ -127,7 +129,7 @@ def prepare(settings: FineTuneSettings, out: Path, *, device: torch.device) -> P
     check_trainable(model, arguments, settings.objective)
     check_causal(model, settings.model)
     if base:
-        model = load_adapter(model, Path(settings.model), is_trainable=True)
+        model = load_adapter(model, Path(place), is_trainable=True)
     elif settings.lora:
         model = add_lora(model, settings.adapters, seed=settings.seed)
     trainer = _make_trainer(model, tokenizer, selection.parts, arguments, settings)

@@ -43,7 +43,7 @@ _ARGUMENTS: dict[str, Any] = {
 class FineTuneSettings:
     """A model, the data it learns, the loss, and how it is trained."""
 
-    model: str  # folder, also of an adapter, name on the hub, or config: and a configuration
+    model: str  # run, folder, also of an adapter, name on the hub, or config: and a configuration
     data: str  # file, or hf: and a name, configuration and split
     template: TemplateName
     eval_data: str = ""  # the same, for held-out questions and answers; empty: none
@@ -86,13 +86,16 @@ class FineTuneSettings:
         """The adapters to train; of rank 0 if all weights are trained."""
         return Adapters(self.lora, self.lora_alpha or 2.0 * self.lora, self.lora_dropout, self.lora_targets)
 
-    def with_adapters_of_model(self) -> "FineTuneSettings":
+    def with_adapters_in(self, place: str) -> "FineTuneSettings":
         """The settings with rank, scale, dropout and layers of the adapters in the folder of the model, if it has any.
+
+        Args:
+            place: the folder, or what else ``model`` stands for.
 
         Raises:
             ConfigError: a setting differs from them, or is of adapters where there are none.
         """
-        if holds_adapter(folder := Path(self.model)):
+        if holds_adapter(folder := Path(place)):
             found = read_adapters(folder)
             stored: dict[str, Any] = {"lora": found.rank, "lora_alpha": found.alpha}
             stored |= {"lora_dropout": found.dropout, "lora_targets": found.targets}
