@@ -104,6 +104,30 @@ def test_four_bits_below_an_adapter_that_is_trained_further(adapter, data, tmp_p
     assert load_file(tmp_path / "run" / "model" / WEIGHTS).keys() == load_file(adapter / WEIGHTS).keys()
 
 
+def test_the_name_of_an_adapter_on_the_hub_is_refused(adapter, base, data, tmp_path, monkeypatch):
+    """Libraries open its model, which was then trained or measured without the adapter."""
+    cache, commit = tmp_path / "cache" / "models--org--adapter", "0" * 40
+    shutil.copytree(adapter, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    text = tmp_path / "text.txt"
+    text.write_text("Ann has pens.")
+    plain, name = ("--template", "plain"), ("--model", "org/adapter")
+    for words in (
+        ("finetune", *name, "--data", data, *plain),
+        ("merge", *name),
+        ("generate", *name, "--prompt", "How many?", *plain),
+        ("score", *name, "--task", "exact", "--data", data, *plain),
+        ("diagnose", *name, "--text", text),
+        ("diagnose", "--model", base, "--reference", "org/adapter", "--text", text),
+    ):
+        message = "org/adapter is an adapter on the hub: download it, by hf download org/adapter --local-dir FOLDER"
+        with pytest.raises(ConfigError, match=message):
+            llm(*words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fault", ["kind", "description", "rank", "base", "missing", "pickled", "matrix", "bytes"])
 def test_a_folder_without_adapters_of_low_rank_is_refused(fault, changed, data, tmp_path):
     """Also by ``merge``, which once took random numbers for what the files lack, with no more than a warning."""

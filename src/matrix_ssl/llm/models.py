@@ -42,10 +42,14 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
     Raises:
         CheckpointError: the folder does not exist, or the run's model has changed since it was written.
         RunFolderError: the run is not complete.
+        ConfigError: the name is that of an adapter on the hub.
     """
     run = Path(model.removeprefix(FROM_CONFIG))
-    if is_folder(model):
-        _check_exists(run)
+    if not model.startswith(FROM_CONFIG):
+        if is_folder(model):
+            _check_exists(run)
+        else:
+            _refuse_adapter_of_hub(model)
     if not (run / ENVIRONMENT).is_file():
         return model, {}
     if not (run / RESULT).is_file():
@@ -273,6 +277,19 @@ def _check_complete(model: str, missing: Iterable[str]) -> None:
         raise CheckpointError(
             f"{model} lacks {len(names)} tensor{'s' * (len(names) > 1)} of the model, such as {names[0]}, which would "
             f"stay random: copy all of its weight files."
+        )
+
+
+def _refuse_adapter_of_hub(name: str) -> None:
+    """Raises ConfigError for the name of an adapter: a library would open its model without the checks of both."""
+    utils = import_extra("transformers.utils", extra="llm")
+    try:
+        found = open_pretrained(lambda source, **_: utils.find_adapter_config_file(source), name, place=name)
+    except (OSError, ValueError):
+        return  # whoever opens it says why it cannot be opened
+    if found is not None:
+        raise ConfigError(
+            f"{name} is an adapter on the hub: download it, by hf download {name} --local-dir FOLDER, and pass FOLDER."
         )
 
 
