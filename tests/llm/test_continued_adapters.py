@@ -128,9 +128,32 @@ def test_the_name_of_an_adapter_on_the_hub_is_refused(adapter, base, data, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_in_front_of_its_model_is_not_evaluated(base, tmp_path):
+    llm_toys.tokenizer().save_pretrained(tmp_path)
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(models.open_model(str(base)), prompt).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="an adapter of the kind PROMPT_TUNING, which is not in the layers of its"):
+        models.open_model(str(tmp_path), adapter=True)
+
+
+def test_the_model_below_an_adapter_is_whole(base, changed, data, tmp_path):
+    """Scores were once those of random weights in the place of the tensors that it lacks."""
+    shutil.copytree(base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(changed / "adapter_config.json") | {"base_model_name_or_path": str(tmp_path / "base")}
+    (changed / "adapter_config.json").write_text(json.dumps(config))
+    words = r"lacks 1 tensor of the model, such as model\.layers\.1\.mlp\.up_proj"
+    for others in (("generate", "--prompt", "How many?"), ("score", "--task", "exact", "--data", data)):
+        with pytest.raises(CheckpointError, match=words):
+            llm(*others, "--template", "plain", "--model", changed, "--out", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("fault", ["kind", "description", "rank", "base", "missing", "pickled", "matrix", "bytes"])
 def test_a_folder_without_adapters_of_low_rank_is_refused(fault, changed, data, tmp_path):
-    """Also by ``merge``, which once took random numbers for what the files lack, with no more than a warning."""
+    """Also where it is merged or evaluated; random numbers once stood for what the files lack, with only a warning."""
     file, config, weights = changed / WEIGHTS, changed / "adapter_config.json", load_file(changed / WEIGHTS)
     words = {
         "kind": "holds an adapter of the kind IA3, but only those of low rank",
@@ -162,3 +185,5 @@ def test_a_folder_without_adapters_of_low_rank_is_refused(fault, changed, data, 
         with pytest.raises(CheckpointError, match=words):
             llm("merge", "--model", changed, "--out", tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
+        with pytest.raises(CheckpointError, match=words):
+            models.open_model(str(changed), adapter=True)

@@ -137,6 +137,24 @@ def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool) 
         raise CheckpointError(f"The adapter in {folder} cannot be loaded: {reason}.") from error
 
 
+def apply_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
+    """The model with the adapter in a folder in its layers, for evaluation.
+
+    Raises:
+        CheckpointError: as for ``load_adapter``.
+        ConfigError: the adapter is not in the layers, such as a learned prompt.
+    """
+    adapted = load_adapter(model, folder, is_trainable=False).eval()
+    kind = adapted.active_peft_config
+    if kind.is_prompt_learning or kind.is_adaption_prompt:
+        raise ConfigError(
+            f"{folder} holds an adapter of the kind {kind.peft_type.value}, which is not in the layers of its model: "
+            f"use it with peft, or one of low rank (LORA)."
+        )
+    inner: PreTrainedModel = adapted.get_base_model()
+    return inner
+
+
 def _largest_rank(layer: Any) -> int:
     """The smaller side of a layer's matrix, which packed weights do not show."""
     return int(min(layer.in_features, layer.out_features) if hasattr(layer, "in_features") else min(layer.weight.shape))

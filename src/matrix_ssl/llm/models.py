@@ -14,7 +14,7 @@ import torch
 
 from matrix_ssl.data.hub import open_pretrained, quiet_transformers
 from matrix_ssl.errors import CheckpointError, ConfigError, MissingExtra, RunFolderError, import_extra, is_out_of_memory
-from matrix_ssl.llm.adapters import holds_adapter, read_base
+from matrix_ssl.llm.adapters import apply_adapter, holds_adapter, read_base
 from matrix_ssl.llm.finetune.settings import MODEL, RESULT
 from matrix_ssl.runs import devices
 from matrix_ssl.runs.digests import compare_digests
@@ -83,7 +83,7 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
 
     Args:
         model: a folder, a name on the hub, or ``config:`` and a folder or file, for random weights from the seed.
-        adapter: whether a folder may hold an adapter and the name of its base model instead.
+        adapter: whether a folder may hold an adapter and the name of its base model instead; both are opened.
         four_bits_on: the device of a model whose linear layers, except the head, are held in four bits; only adapters
             on it can be trained. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023:
             NF4, with quantized scales.
@@ -99,6 +99,8 @@ def open_model(model: str, *, seed: int = 0, adapter: bool = False, four_bits_on
     quantized = {} if four_bits_on is None else _four_bits(four_bits_on)
     if is_folder(model):
         _check_folder(Path(model), adapter=adapter)
+        if (base := read_base(Path(model))) is not None:
+            return apply_adapter(open_model(base, four_bits_on=four_bits_on), Path(model))
         model = str(Path(model).resolve())  # an adapter stores the path of its model
     opened, missing = _load(transformers.AutoModelForCausalLM, model, dtype=torch.float32, **quantized)
     _check_complete(model, missing)
@@ -307,7 +309,6 @@ def _check_folder(folder: Path, *, adapter: bool) -> None:
                 f"{folder} holds an adapter: merge it into its model first, by matrix-ssl llm merge --model {folder} "
                 f"--out FOLDER."
             )
-        read_base(folder)
         return
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} is not the folder of a model: it has no {_CONFIG}.")
