@@ -567,6 +567,19 @@ def test_what_cannot_be_merged_is_refused(base, data, tmp_path, monkeypatch):
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
 
 
+def test_an_adapter_of_quantized_weights_is_not_merged(base, data, tmp_path):
+    """The sum was rounded to four bits, and the adapter then said to be damaged."""
+    pytest.importorskip("bitsandbytes")
+    command(*short(base, data, tmp_path / "run", *sets("lora=2", "max_steps=1")))
+    models.open_model(str(base), four_bits_on=torch.device("cpu")).save_pretrained(tmp_path / "quantized")
+    config = tmp_path / "run" / "model" / "adapter_config.json"
+    values = read_json(config) | {"base_model_name_or_path": str(tmp_path / "quantized")}
+    config.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"quantized, whose weights are quantized and cannot hold the sum: set base_"):
+        llm("merge", "--model", tmp_path / "run" / "model", "--out", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
+
+
 def test_metrics_go_to_loggers(base, data, tmp_path, capsys):
     out = tmp_path / "run"
     words = short(base, data, out, *sets("held_out=0.25", "eval_steps=2"), "--logger", "csv", "--logger", "tensorboard")

@@ -26,7 +26,7 @@ def merge(model: str, out: Path) -> torch.dtype:
         out: a folder that does not exist or is empty.
 
     Raises:
-        ConfigError: the model holds no adapter.
+        ConfigError: the model holds no adapter, or its adapter belongs to a model with quantized weights.
         RunFolderError: the folder is not empty, is being written by another process, or cannot be written.
         CheckpointError: the model or its adapter cannot be loaded, or the merged model answers differently.
     """
@@ -49,6 +49,11 @@ def _merge(model: str, out: Path, temporary: Path) -> torch.dtype:
     tokenizer = open_tokenizer(place)
     with quiet_transformers():
         whole = open_model(base)
+        if getattr(whole, "is_quantized", False):
+            raise ConfigError(
+                f"{place} is an adapter to {base}, whose weights are quantized and cannot hold the sum: set "
+                f"base_model_name_or_path in its adapter_config.json to the model before quantization."
+            )
         stored = open_pretrained(transformers.AutoConfig.from_pretrained, base, place=base).dtype or torch.float32
         with torch.no_grad():
             adapted = load_adapter(whole, Path(place), is_trainable=False).eval()
