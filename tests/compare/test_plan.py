@@ -437,6 +437,8 @@ class TestParts:
 
     def test_other_images_in_the_same_folder_are_refused(self, tmp_path: Path) -> None:
         comparison = ComparisonRun(make_plan(), tmp_path, command="")
+        (tmp_path / "baselines").mkdir()
+        (tmp_path / "baselines" / "result.json").write_text("{}")  # something that was measured on them
         for found, message in ((1437, None), (1400, "train: 1400 -> 1437")):
             (tmp_path / "compare.json").write_text(f'{{"data": {{"train": {found}, "test": 360, "classes": 10}}}}')
             if message is None:
