@@ -1,8 +1,8 @@
 """Several examples in one row instead of padding, each computed as if it were alone.
 
-The positions of every example begin at 0. transformers' masks (eager and sdpa, full and sliding) are made from these
-positions if no other mask is given: a token attends only to earlier ones of its own example. The first token of an
-example is no label, since the token before it belongs to another one. A batch keeps its examples, so its loss, a sum
+The positions of every example begin at 0. transformers' masks (eager and sdpa, full, sliding and chunked) are made from
+these positions if no other mask is given: a token attends only to earlier ones of its own example. The first token of
+an example is no label, since the token before it belongs to another one. A batch keeps its examples, so its loss, a sum
 over tokens divided by their number, and its gradient are those without packing, up to rounding.
 
 Rows are as long as the longest example of the batch, and filled by best-fit decreasing; Ding et al., "Fewer Truncations
@@ -20,8 +20,7 @@ from matrix_ssl.errors import ConfigError, DataError
 from matrix_ssl.llm.finetune.fused_head import owner_of_head
 
 _IGNORED = -100
-# kinds of layers that follow the masks; chunks of attention begin at places of the row, not of an example
-_MASKED = ("full_attention", "sliding_attention")
+_MASKED = ("full_attention", "sliding_attention", "chunked_attention")  # kinds of layers that follow the masks
 _LENGTHS = (12, 7, 5)  # of the examples of the check: two rows without padding
 _ROUNDING, _HALF = 1e-4, 5e-2  # relative, of logits in float32 and in half precision or from quantized weights
 
@@ -90,8 +89,7 @@ def pack(inputs: dict[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor
 def check_packing(model: Any) -> None:
     """Compares the logits of three examples that are packed with those that they have alone.
 
-    Recurrent layers and convolutions carry on from one example to the next, and some models take no positions. The
-    types of layers are checked, too: what begins at zero in a new model, or far from the first token, does not show.
+    Recurrent layers and convolutions carry on from one example to the next, and some models take no positions.
 
     Raises:
         ConfigError: they differ by more than rounding, or the comparison is not possible.
