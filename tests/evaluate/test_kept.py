@@ -89,6 +89,19 @@ def test_only_new_and_changed_images_are_read(photos: Path, tmp_path: Path, caps
     assert sorted(path.name for path in keep.iterdir() if path.is_dir()) == ["rows"]
 
 
+def test_a_folder_may_be_named_in_other_words(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the settings of a run, from the root on, and as typed, relative to the current folder."""
+    keep = tmp_path / "keep"
+    check(photos, keep=keep, seen=10)
+    monkeypatch.chdir(tmp_path)
+    write(photos / "a.png", 11)
+    check(Path("photos"), keep=keep, seen=1)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    write(photos / "b.png", 12)
+    check(Path("../photos"), keep=keep, seen=1)
+
+
 def test_an_image_of_the_same_size_and_time_is_told_apart(photos: Path, tmp_path: Path) -> None:
     """Its time of change is set back, as copying programs do; that of its entry in the folder cannot be."""
     for name in ("0.bmp", "1.bmp"):

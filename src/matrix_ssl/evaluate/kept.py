@@ -34,6 +34,8 @@ class Earlier:
 def stamp(identity: str, where: str, file: str) -> tuple[bytes, int]:
     """A hash of an image: of the identity of its encoder, its place, and the size and times of change of its file.
 
+    The place is taken from the root on, so it does not matter from which folder, or in which words, it is named.
+
     Also returns that size in bytes; 0 for a file that is absent.
     """
     size = 0
@@ -42,7 +44,7 @@ def stamp(identity: str, where: str, file: str) -> tuple[bytes, int]:
         size, facts = status.st_size, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     except (OSError, ValueError):
         facts = "absent"
-    text = f"{identity}\0{where}\0{facts}"
+    text = f"{identity}\0{os.path.abspath(where)}\0{facts}"  # noqa: PTH100, a Path for every file is slow
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:_SIZE], size
 
 

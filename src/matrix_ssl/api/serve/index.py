@@ -151,7 +151,7 @@ def index_folders(encoder: ServedEncoder, folders: Sequence[Path], *, display: D
             compute(store, None)
         else:
             stack.enter_context(in_features_cache())
-            stamps = [stamp(encoder.identity, str(Path(place).absolute()), place)[0] for place in places]
+            stamps = [stamp(encoder.identity, place, place)[0] for place in places]
             mark = fingerprint([one.hex() for one in stamps])
             store = keep(
                 cache, len(places), compute, mark=mark, stamps=stamps, can_read=can_read, say=display.say
