@@ -153,5 +153,6 @@ def test_datasets_of_the_hugging_face_hub(tmp_path: Path) -> None:
     assert source(*inside).digest == expected == source(*inside).subset(range(3)).digest
     assert source(*beside).digest == expected == source(beside[0], *inside[1:]).digest
     assert source(*inside).subset([1]).digest == parts_digest(b"", b"", integers(len(files[1])), b"", files[1])
+    assert [source(inside[0], beside[1], None).held_by(k) for k in range(3)] == ["hf:set", str(paths[1]), "hf:set"]
     absent = source(inside[0], None, {"bytes": None, "path": str(tmp_path / "absent.png")})
     assert absent.digest == parts_digest(b"", b"", integers(len(files[0]), ABSENT, ABSENT), b"", files[0])

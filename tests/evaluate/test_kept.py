@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from matrix_ssl.data import identity
 from matrix_ssl.data.kinds.folder import FolderSource
 from matrix_ssl.errors import ConfigError, DataError, UnreadableImage
 from matrix_ssl.evaluate import feature_files, kept
+from matrix_ssl.evaluate import features as frozen
 from matrix_ssl.evaluate.embedding_files import read_embedding, read_patches
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding
@@ -253,6 +255,79 @@ def test_earlier_features_need_a_folder(photos: Path) -> None:
     embedding = run.embed(str(photos), quiet=True, device="cpu")
     with pytest.raises(ConfigError, match="earlier needs a folder for the features of all images: name it by keep"):
         run.embed(str(photos), quiet=True, device="cpu", earlier=embedding)
+
+
+class Disturbed(Counting):
+    """Lets something happen when it has seen the first images, as another process may do it."""
+
+    def __init__(self, happens: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self._happens = happens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(x)
+        if self.seen == len(x):
+            self._happens()
+        return rows
+
+
+def embedded(encoder: nn.Module, *places: Path, **others: Any) -> Embedding:
+    """Features with the digests of the images."""
+    source = open_images(tuple(map(str, places)), DATA, split="train", data_root=None, download=False)
+    return embed_source(encoder, DATA, source, device="cpu", quiet=False, digests=True, **others)
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "folder"])
+@pytest.mark.parametrize("kind", ["folder", "folders", "archive"])
+def test_images_that_change_while_features_are_computed_are_computed_again(
+    kind: str, kept_in: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, more = tmp_path / "photos.tar", tmp_path / "more"
+    write(more / "1.png", 11)
+    places = {"folder": [photos], "folders": [more, photos], "archive": [archive]}[kind]
+
+    def write_changing(seed: int) -> None:
+        write(photos / "x.bmp", seed)  # all of its versions have the same size
+        with tarfile.open(archive, "w") as file:
+            file.add(photos, "photos")
+
+    write_changing(12)
+    keep = None if kept_in == "memory" else tmp_path / "keep"
+    first = embedded(Disturbed(lambda: write_changing(13)), *places, keep=keep)
+    lost = [path for path, digest in zip(first.paths, first.digests or (), strict=True) if not digest]
+    assert lost == [path for path in first.paths if kind == "archive" or path.endswith("x.bmp")]
+    said = capsys.readouterr().err
+    assert f"Warning: {len(lost)} of {len(first)} images changed or disappeared while features were computed" in said
+    again, encoder = tmp_path / "again", Disturbed()
+    second, expected = embedded(encoder, *places, keep=again, earlier=first), embedded(Disturbed(), *places)
+    assert encoder.seen == len(lost) and "Warning" not in capsys.readouterr().err
+    assert (second.digest, second.digests) == (expected.digest, expected.digests) and second.digest != first.digest
+    np.testing.assert_allclose(second.features, expected.features, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_that_disappears_while_features_are_computed_stops_nothing(photos: Path, tmp_path: Path) -> None:
+    found = embedded(Disturbed((photos / "3.png").unlink), photos, keep=tmp_path / "keep")
+    assert [Path(path).name for path in found.paths] == [f"{number}.png" for number in range(10)]
+    assert [bool(digest) for digest in found.digests or ()] == [number != 3 for number in range(10)]
+
+
+def test_an_image_that_changes_after_it_was_recognised_is_computed_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features that an earlier file has of it are not kept for its new version."""
+    keep, earlier, digest = tmp_path / "keep", embedded(Counting(), photos), frozen.image_digest
+
+    def changing(source: FolderSource, index: int) -> str:
+        found = digest(source, index)
+        if index == 9:
+            write(photos / "5.png", 50)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "image_digest", changing)
+        found = embedded(Counting(), photos, keep=keep, earlier=earlier)
+    assert (found.digests or ())[5] == "" and np.array_equal(found.features, earlier.features)
+    check(photos, keep=keep, seen=1)
 
 
 @pytest.mark.parametrize("damage", ["stamps", "cut", "progress"])

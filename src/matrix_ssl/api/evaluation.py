@@ -23,7 +23,8 @@ from matrix_ssl.errors import ConfigError, DataError, MatrixSSLError, check_know
 from matrix_ssl.evaluate import features
 from matrix_ssl.evaluate.baselines import Sizes, open_baselines
 from matrix_ssl.evaluate.features import Embedding, grid_of
-from matrix_ssl.evaluate.kept_embedding import embed_kept, of_embedding
+from matrix_ssl.evaluate.kept import Earlier
+from matrix_ssl.evaluate.kept_embedding import embed_kept, of_embedding, state_of, with_digests
 from matrix_ssl.evaluate.protocols import check_protocols, describe_images, run_protocols
 from matrix_ssl.evaluate.subject import Subject
 from matrix_ssl.evaluate.trained.label_subsets import read_names
@@ -155,7 +156,7 @@ def embed(
         device, data_root, download: as for ``pretraining.train``.
         keep: a folder for the features, which are memory-mapped from it; calling this again resumes there, or reads
             only image files that are new or have changed. None: the features are kept in memory.
-        digests: read every image once more to compute its SHA-256.
+        digests: read every image once more to compute its SHA-256; empty for one that changes meanwhile.
         earlier: features of some of the images by the same encoder, with their SHA-256, which are not computed again;
             those of another encoder are ignored. Only with ``keep``.
 
@@ -176,6 +177,14 @@ def embed_source(
     display = Display(quiet=quiet)
     identity, chosen_device = encoder_digest(encoder, images), devices.choose_device(device)
     digest = cache(partial(features.image_digest, source))
+    state = state_of(source, identity)
+
+    def known() -> Earlier | None:
+        if earlier is None or (earlier.encoder_digest, earlier.grid) != (identity, grid_of(encoder)):
+            return None
+        with display.bar("comparing") as show:
+            return of_embedding(earlier, source, digest, on_progress=show)
+
     if keep is None:
         for remark in source.remarks:
             display.say(remark)
@@ -183,17 +192,12 @@ def embed_source(
             embedding = features.embed(encoder, source, images, device=chosen_device, on_progress=show)
     else:
         with lock(keep):
-            known = None
-            if earlier is not None and (earlier.encoder_digest, earlier.grid) == (identity, grid_of(encoder)):
-                with display.bar("comparing") as show:
-                    known = of_embedding(earlier, source, digest, on_progress=show)
             embedding = embed_kept(
-                keep, encoder, source, images, identity=identity, device=chosen_device, display=display, earlier=known
-            )
+                keep, encoder, source, images, identity=identity, state=state, device=chosen_device, display=display,
+                earlier=known,
+            )  # fmt: skip
     if digests:
-        readable = set(embedding.paths)
-        chosen = (index for index in range(len(source)) if source.where(index) in readable)
-        embedding = replace(embedding, digests=list(map(digest, chosen)))
+        embedding = with_digests(embedding, source, digest, state, identity=identity, say=display.say)
     return replace(embedding, encoder_digest=identity)
 
 

@@ -77,6 +77,10 @@ class Source(ABC):
         """The file that holds one image, or pages of it, and nothing else; None for images that are kept otherwise."""
         return None
 
+    def held_by(self, index: int) -> str | None:
+        """The file that an image is read from, with others or alone; None, or a name without a file, if in no file."""
+        return self.file(index)
+
     @abstractmethod
     def where(self, index: int) -> str:
         """The place of an image that a user can look up: a path, or ``file.npz[12]``."""
@@ -175,6 +179,9 @@ class PlacedSource(Source):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def held_by(self, index: int) -> str | None:
+        return self.places.files[self.places.file[index]]
 
     def where(self, index: int) -> str:
         return self.places[index]

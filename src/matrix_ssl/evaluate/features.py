@@ -155,6 +155,7 @@ def embed(
     on_progress: Callable[[int, int], None] | None = None, files: FeatureFiles | None = None,
 ) -> Embedding:  # fmt: skip
     """Computes the features of a dataset with one encoder; arguments and errors as for ``extract``."""
+    digest = source.digest  # before images are read: features of an image that changes now are not those of the digest
     features = extract({ONLY: encoder}, source, data, device=device, on_progress=on_progress, files=files)
     vectors, grid = features.vectors[ONLY].numpy(), grid_of(encoder)
     if grid is not None:
@@ -164,7 +165,7 @@ def embed(
         paths=[source.where(int(i)) for i in features.indices],
         labels=None if source.labels is None else features.labels.numpy(),
         classes=source.classes,
-        digest=source.digest,
+        digest=digest,
         unreadable=features.unreadable,
         grid=grid,
     )

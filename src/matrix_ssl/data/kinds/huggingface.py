@@ -46,6 +46,10 @@ class HuggingFaceSource(EncodedSource):
             return read_content(Path(file["path"])), file["path"]
         return file.get("bytes") or b"", self.where(index)
 
+    def held_by(self, index: int) -> str | None:
+        file = self._file(index)
+        return file["path"] if file.get("path") and file["bytes"] is None else super().held_by(index)
+
     def _file(self, index: int) -> dict[str, Any]:
         """``bytes`` and ``path`` of an image, one of which is None; empty if there is no image."""
         return self._column[int(self.places.entry[index])]["image"] or {}

@@ -85,6 +85,9 @@ class JoinedSource(Source):
     def file(self, index: int) -> str | None:
         return self._parts[self._part[index]].file(int(self._row[index]))
 
+    def held_by(self, index: int) -> str | None:
+        return self._parts[self._part[index]].held_by(int(self._row[index]))
+
     def where(self, index: int) -> str:
         return self._parts[self._part[index]].where(int(self._row[index]))
 
