@@ -26,6 +26,7 @@ from matrix_ssl.evaluate import features as frozen
 from matrix_ssl.evaluate.embedding_files import read_embedding, read_patches
 from matrix_ssl.evaluate.feature_files import FeatureFiles
 from matrix_ssl.evaluate.features import Embedding
+from matrix_ssl.runs.folder import lock
 from tests.support import runs
 
 DATA = DataConfig(image_size=8, workers=0)
@@ -248,6 +249,21 @@ def test_embed_adds_patches_of_new_images_to_its_file(ending: str, photos: Path,
         read_patches(tmp_path / file)
     runs.succeed(tmp_path, [*words, file])  # a damaged file is replaced
     np.testing.assert_allclose(read_patches(tmp_path / file).features, expected.features, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mistyped_command_leaves_what_an_interrupted_one_has_computed(photos: Path, tmp_path: Path) -> None:
+    words = ["embed", "random/tiny_resnet", "--device", "cpu", "--out", "f.npz", "--data"]
+    runs.fail(tmp_path, [*words, "fotos"])
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    rows = tmp_path / ".f.npz.rows"
+    matrix_ssl.open("random/tiny_resnet").embed(str(photos), quiet=True, device="cpu", keep=rows)
+    for wrong in (["fotos"], ["photos", "--layer", "layer9"]):
+        runs.fail(tmp_path, [*words, *wrong])
+        assert (rows / "rows" / "progress.json").exists()
+    with lock(rows):
+        assert "is being written by another process" in runs.fail(tmp_path, [*words, "photos"])
+    runs.succeed(tmp_path, [*words, "photos"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "photos"]
 
 
 def test_earlier_features_need_a_folder(photos: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from matrix_ssl import config
 from matrix_ssl.cli import options
 from matrix_ssl.errors import CheckpointError, ConfigError, DataError
-from matrix_ssl.runs.folder import check_output
+from matrix_ssl.runs.folder import check_output, lock
 
 if TYPE_CHECKING:
     from matrix_ssl.report.tables import ResultTable
@@ -113,14 +113,17 @@ def embed(
     if out.suffix.lower() in SELF_DESCRIBING and out.exists():
         with contextlib.suppress(DataError):  # a damaged file is replaced as well
             earlier = read_patches(out) if patches else read_embedding(out)
+    is_new = not rows.exists()
     try:
-        embedding = run.embed(
-            data, split=split, weights=weights, device=device, data_root=data_root, download=download, layer=layer,
-            patches=patches, tta=tta, keep=rows, earlier=earlier,
-        )  # fmt: skip
-        embedding.save(out)
+        with lock(rows):
+            embedding = run.embed(
+                data, split=split, weights=weights, device=device, data_root=data_root, download=download, layer=layer,
+                patches=patches, tta=tta, keep=rows, earlier=earlier,
+            )  # fmt: skip
+            embedding.save(out)
     except (ConfigError, DataError, CheckpointError):  # after any other error, the same command resumes
-        shutil.rmtree(rows, ignore_errors=True)
+        if is_new:  # else an earlier command resumes there, of which this one may be a mistyped copy
+            shutil.rmtree(rows, ignore_errors=True)
         raise
     for line in skipped(embedding.unreadable):
         options.say(line)
