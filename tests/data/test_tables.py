@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from matrix_ssl.config.system import limited
 from matrix_ssl.data import has_test_split, open_source
 from matrix_ssl.data.base import Source
+from matrix_ssl.data.kinds import tables
+from matrix_ssl.data.layout import Listing
 from matrix_ssl.data.sources import absolute, check_outside
 from matrix_ssl.errors import DataError, UnreadableImage
 from tests.support.runs import BARE, make_images, succeed
@@ -235,6 +238,21 @@ def test_names_stand_for_the_images_below_the_folder(names: list[str], tmp_path:
     assert source.remarks[0] == (
         f"{table}: its paths are the names of images below {tmp_path}, such as train_images/abc.jpg."
     )
+
+
+def test_many_images_of_one_name_in_folders_of_their_own_are_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As series of scans are stored. The time grows with their number, not with its square, which takes minutes."""
+    count = 20_000
+    listing = Listing([f"scans/{number}/000000.dcm" for number in range(count)])
+    monkeypatch.setattr(tables, "list_images", lambda folder: listing)
+    table = write(tmp_path / "t.csv", path=[f"{number}/000000" for number in reversed(range(count))])
+    with limited(30):
+        source = opened(table)
+    assert [source.where(k) for k in (0, count - 1)] == [
+        str(tmp_path / "scans" / str(number) / "000000.dcm") for number in (count - 1, 0)
+    ]
 
 
 def test_a_name_without_an_image_is_an_unreadable_image(tmp_path: Path) -> None:

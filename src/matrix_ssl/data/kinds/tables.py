@@ -169,20 +169,19 @@ def _files(
 
 def _find_below(path: Path, folder: Path, names: Sequence[str]) -> list[str]:
     """The image below the folder whose path ends in each name, with or without extension; the name if there is none."""
-    lasts = [os.path.basename(name) for name in names]  # noqa: PTH119, a Path for every row is slow
-    wanted, images = set(lasts), dict[str, list[str]]()
+    ends = [os.path.normpath(name) for name in names]
+    wanted, images = set(ends), dict[str, list[str]]()
+    depths = {end.count(os.sep) for end in wanted}
     for image in list_images(folder).images:
-        last = os.path.basename(image)  # noqa: PTH119
-        for end in wanted.intersection((last, _without_extension(last))):
-            images.setdefault(end, []).append(image)
+        parts = image.split(os.sep)  # noqa: PTH206, a Path for every file is slow
+        for depth in depths:
+            if depth < len(parts):  # the images may all have the same name, in folders of their own
+                end = os.sep.join(parts[-depth - 1 :])  # noqa: PTH118
+                for one in wanted.intersection((end, _without_extension(end))):
+                    images.setdefault(one, []).append(image)
     files = []
-    for number, (name, last) in enumerate(zip(names, lasts, strict=True), 2):
-        found = images.get(last, [])
-        if name != last:
-            end = f"{os.sep}{os.path.normpath(name)}"
-            whole = [f"{os.sep}{one}" for one in found]
-            matches = [one.endswith(end) or _without_extension(one).endswith(end) for one in whole]
-            found = [one for one, is_match in zip(found, matches, strict=True) if is_match]
+    for number, (name, end) in enumerate(zip(names, ends, strict=True), 2):
+        found = images.get(end, [])
         if len(found) > 1:
             raise DataError(
                 f"{path}: row {number}: {name!r} is the name of {len(found)} images below {folder} ({some(found)}); "
