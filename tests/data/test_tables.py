@@ -303,6 +303,7 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
         (":label=", "'label=' names no column"),
         (":path=path,path=note", "'path=note' names a second path; remove one of them"),
         (":label=note,label=note", "'label=note' names a second label"),
+        (":label=note,label=NOTE", "t.csv: two of 'note', 'NOTE' name the same column; remove one of them"),
         (":label=grade", "t.csv has no heading 'grade', only 'path', 'note'; name one of these"),
         (":folder=photos", "photos is not a folder; write it relative to the folder of the table"),
     ],

@@ -108,6 +108,8 @@ def _columns(path: Path, header: Sequence[str], named: dict[str, list[str]]) -> 
         columns[part] = [column for column in numbers.values() if column is not None]
         if wrong := [heading for heading, column in numbers.items() if column is None]:
             raise DataError(f"{path} has no heading {wrong[0]!r}, only {some(map(repr, header))}; name one of these.")
+        if len(set(columns[part])) < len(columns[part]):
+            raise DataError(f"{path}: two of {some(map(repr, named[part]))} name the same column; remove one of them.")
     return columns
 
 
