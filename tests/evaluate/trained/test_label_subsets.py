@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from matrix_ssl.config.system import with_slashes
+from matrix_ssl.config.system import limited, with_slashes
 from matrix_ssl.data import open_source
 from matrix_ssl.data.base import MemorySource, Places, Source
 from matrix_ssl.errors import ConfigError, DataError, RunFolderError
@@ -56,6 +56,14 @@ def test_names_on_windows_have_either_separator(monkeypatch):
     names = [r"b\1.png", "a/1.png", "2.png"]
     assert match_names(places, names, where="t.txt", dataset="x").tolist() == [1, 0, 2]
     assert list_names(Files(*places), [0, 1, 2]) == ["a/1.png", "b/1.png", "2.png"]
+
+
+def test_many_images_of_one_name_in_folders_of_their_own_take_no_minutes():
+    places = [f"scans/{number}/000000.dcm" for number in range(20_000)]
+    with limited(30):
+        names = list_names(Files(*places), range(0, len(places), 2))
+        found = match_names(places, names, where="t.txt", dataset="x")
+    assert names[1] == "2/000000.dcm" and found.tolist() == list(range(0, len(places), 2))
 
 
 @pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath])

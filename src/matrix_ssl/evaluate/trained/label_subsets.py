@@ -8,8 +8,8 @@ string. A .csv file with a column of paths, as the commands on images write it, 
 
 import contextlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,16 +89,13 @@ def match_names(wheres: Sequence[str], names: Sequence[str], *, where: str, data
     """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{where}: {len(twice)} names occur twice ({some(map(repr, twice))}): list every image once.")
-    by_end = _by_last_part(map(with_slashes, wheres))
-    wholes = [with_slashes(str(Path(one).absolute())) for one in wheres]
+    ends = list(map(with_slashes, names))
+    wholes = [_whole(name) for name in names]
+    found = _with_ends(wheres, {*ends, *wholes})
     indices: list[int] = []
     absent, several = [], []
-    for name in names:
-        whole, end = with_slashes(str(Path(name).absolute())), with_slashes(name)
-        matches = [
-            i for i, one in by_end.get(_last_part(end), ())
-            if one == end or wholes[i] == whole or one.endswith(f"/{end}") or wholes[i].endswith(f"/{end}")
-        ]  # fmt: skip
+    for name, end, whole in zip(names, ends, wholes, strict=True):
+        matches = sorted(found[end] | found[whole])
         indices += matches
         absent += [name] * (not matches)
         several += [name] * (len(matches) > 1)
@@ -128,8 +125,9 @@ def list_names(source: Source, indices: Sequence[int] | NDArray[np.int64]) -> li
         DataError: two images have the same path.
     """
     wheres = [with_slashes(source.where(index)) for index in range(len(source))]
-    by_end = _by_last_part(wheres)
-    names = [_shortest_name(wheres[i], [w for _, w in by_end[_last_part(wheres[i])]]) for i in indices]
+    chosen = {_last_part(wheres[i]) for i in indices}
+    counts = Counter(end for where in wheres if _last_part(where) in chosen for end in _ends(where))
+    names = [_shortest_name(wheres[i], counts) for i in indices]
     return [name if _is_plain(name) else json.dumps(name) for name in names]
 
 
@@ -170,25 +168,42 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def _by_last_part(wheres: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """The images (index and path) by the last component of the path."""
-    places: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for index, where in enumerate(wheres):
-        places[_last_part(where)].append((index, where))
-    return places
+def _whole(where: str) -> str:
+    return with_slashes(str(Path(where).absolute()))
+
+
+def _with_ends(wheres: Sequence[str], ends: Collection[str]) -> dict[str, set[int]]:
+    """The images whose path, as it is or from the root on, ends in each of ``ends``.
+
+    Each path is cut only where one of them may begin, because the images may all have the same name.
+    """
+    found: dict[str, set[int]] = {end: set() for end in ends}
+    depths = {end.count("/") for end in ends}
+    for image, where in enumerate(wheres):
+        for place in (with_slashes(where), _whole(where)):
+            parts = place.split("/")
+            for depth in depths:
+                if depth < len(parts) and (end := "/".join(parts[-depth - 1 :])) in found:
+                    found[end].add(image)
+    return found
 
 
 def _last_part(where: str) -> str:
     return where.rpartition("/")[2]
 
 
-def _shortest_name(where: str, rivals: list[str]) -> str:
+def _ends(where: str) -> Iterator[str]:
+    """The ends of a path by which a list may name it, the shortest first."""
     parts = where.split("/")
-    for count in range(1, len(parts) + 1):
-        name = "/".join(parts[-count:])
-        if sum(rival == name or rival.endswith(f"/{name}") for rival in rivals) == 1:
-            return name
-    raise DataError(f"two images have the same place {where}: a list cannot tell them apart.")
+    return ("/".join(parts[-count:]) for count in range(1, len(parts) + 1))
+
+
+def _shortest_name(where: str, counts: Mapping[str, int]) -> str:
+    """The shortest end of a path that no other has, by the number of paths with it."""
+    name = next((end for end in _ends(where) if counts[end] == 1), None)
+    if name is None:
+        raise DataError(f"two images have the same place {where}: a list cannot tell them apart.")
+    return name
 
 
 def _is_plain(name: str) -> bool:
