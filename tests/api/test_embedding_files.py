@@ -54,6 +54,14 @@ def test_names_with_line_ends_and_other_bytes_are_read(tmp_path: Path, ending: s
     assert read.classes == (["\rx", "\\udcff"] if ending == ".parquet" else odd.classes)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".npy"])
+def test_places_of_another_program_may_be_longer_than_names_of_files(tmp_path: Path, ending: str) -> None:
+    places = ["https://example.org/" + "x" * 300, "y\0.png", "z"]
+    path = tmp_path / f"x{ending}"  # in another folder than the current one
+    write_embedding(path, replace(SMALL, paths=places))
+    assert read_embedding(path).paths == places
+
+
 def test_a_write_that_fails_leaves_features_and_facts_as_they_were(tmp_path: Path) -> None:
     """A .npy file has its facts beside it; the second of the two cannot be written here."""
     write_embedding(tmp_path / "x.npy", SMALL)

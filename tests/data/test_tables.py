@@ -306,6 +306,7 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
         (":label=note,label=NOTE", "t.csv: two of 'note', 'NOTE' name the same column; remove one of them"),
         (":label=grade", "t.csv has no heading 'grade', only 'path', 'note'; name one of these"),
         (":folder=photos", "photos is not a folder; write it relative to the folder of the table"),
+        (f":folder={'A' * 300}", "AAA is not a folder; write it relative to the folder of the table"),
     ],
 )
 def test_what_names_no_columns(suffix: str, words: str, tmp_path: Path) -> None:

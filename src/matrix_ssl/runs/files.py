@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from matrix_ssl.config import current_names, system
-from matrix_ssl.config.untrusted import each_line, expanded, open_to_append, parse_json, read_file, why
+from matrix_ssl.config.untrusted import each_line, expanded, is_file, open_to_append, parse_json, read_file, why
 from matrix_ssl.errors import RunFolderError
 
 TEMPORARY = ".tmp"
@@ -200,7 +200,7 @@ def table_paths(places: Iterable[str], table: Path) -> Iterator[str]:
     """
     is_elsewhere = table.parent.resolve() != Path.cwd().resolve()
     for place in places:
-        yield str(Path(place).absolute()) if is_elsewhere and Path(place).is_file() else place
+        yield str(Path(place).absolute()) if is_elsewhere and is_file(place) else place
 
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:

@@ -64,7 +64,7 @@ def open_table(path: Path, suffix: str = "") -> tuple[FolderSource, Callable[[],
     check_text(path, header, what="heading")
     columns = _columns(path, header, named)
     folder = path.parent / expanded(*named.get("folder", ["."]))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112, Path fails for a name that is too long
         raise DataError(f"{path}{suffix}: {folder} is not a folder; write it relative to the folder of the table.")
     for part in ("label", "split"):
         check_text(path, dict.fromkeys(row[column] for row in rows for column in columns[part]), what=part)
