@@ -389,7 +389,7 @@ def test_named_columns_are_recorded_in_the_run(tmp_path: Path) -> None:
     said = succeed(tmp_path, words, before=BARE).err
     assert "its paths are the names of images below images, such as train_images/000.jpg." in said
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name == "scans.csv"
+    assert run.name == "scans"
     assert json.loads((run / "config.json").read_text())["data"]["source"] == str(tmp_path / place)
     shown = succeed(tmp_path, ["evaluate", str(run), "--protocol", "knn", "--device", "cpu"])
     assert "8 test images" in shown.out + shown.err
@@ -404,4 +404,4 @@ def test_named_columns_are_recorded_in_the_run(tmp_path: Path) -> None:
     succeed(tmp_path, words, before=BARE)
     assert list((tmp_path / "runs").iterdir()) == [run] and (run / "metrics.jsonl").read_bytes() == metrics
     succeed(tmp_path, [other if word == place else word for word in words], before=BARE)
-    assert sorted(one.name for one in (tmp_path / "runs").iterdir()) == ["images-scans.csv", "scans.csv"]
+    assert sorted(one.name for one in (tmp_path / "runs").iterdir()) == ["images-scans", "scans"]

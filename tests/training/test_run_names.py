@@ -66,6 +66,18 @@ def test_of_a_comparison_and_of_names_that_are_no_folders(folder: Path) -> None:
     assert run_folder("images", "hf:a/b", None) == Path("runs/b")
 
 
+@pytest.mark.parametrize("name", ["scans.csv", "scans.TSV", "scans.tar", "scans.txt", "scans.npz"])
+def test_of_a_file_is_without_its_ending(name: str, folder: Path) -> None:
+    (folder / name).touch()
+    suffix = ":label=grade" if name == "scans.csv" else ""
+    assert run_folder("images", f"{name}{suffix}", None) == Path("runs/scans")
+    assert run_folder("images", "a.v1.csv", "simclr") == Path("runs/a.v1-simclr")
+    former = record(Path("runs") / name, str(folder / name) + suffix)
+    assert run_folder("images", f"{name}{suffix}", None) == (former if name != "scans.npz" else Path("runs/scans"))
+    record(Path("runs/scans"), str(folder / "a/images"))
+    assert run_folder("images", "b/scans.csv", None) == Path("runs/b-scans")
+
+
 def test_a_folder_that_holds_something_else_is_left_to_the_command(folder: Path) -> None:
     Path("runs/train").mkdir(parents=True)
     Path("runs/train/config.json").write_text("[")

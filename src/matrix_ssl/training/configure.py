@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matrix_ssl.config import Assignment, Locations, RunConfig
 
 DEFAULT_RECIPE = "images"
+_ENDINGS = (".npz", ".tar", ".csv", ".tsv", ".txt")  # of files of images or datasets, which names of runs are without
+_FORMER = (".npz",)  # those in earlier versions
 
 
 def configure(
@@ -90,21 +92,36 @@ def default_run(recipe: str, data: "Locations | None", *, unnamed: str, suffix: 
     """The folder ``runs/RECIPE-DATA-SUFFIX``, without the recipe if it is ``unnamed`` and there is data.
 
     With several datasets it contains the first three names and the number of the others. A name is that of the images'
-    folder, preceded by as many parent folders as are needed to differ from runs on other images: ``fold2-train``.
+    folder, or of their file without its ending, preceded by as many parent folders as are needed to differ from runs on
+    other images: ``fold2-train``. A run on these images whose folder has an earlier version's name is found again.
     """
     locations = [one for one in ((data,) if isinstance(data, str) else data or ()) if one]
+    choices, former = (_choices(recipe, locations, unnamed, suffix, endings) for endings in (_ENDINGS, _FORMER))
+    recorded = {folder: _recorded_data(folder) for folder in choices + former}
+    own = [locations, ["hf:" * one.startswith("hf:") + _absolute(one) for one in locations]]
+    same = (folder for folder, theirs in recorded.items() if theirs in own)
+    free = (folder for folder in choices if not all(map(_exists, recorded[folder])))
+    return next(same, None) or next(free, choices[0])
+
+
+def _choices(
+    recipe: str, locations: Sequence[str], unnamed: str, suffix: str | None, endings: Sequence[str]
+) -> list[Path]:
+    """The folders of ``default_run``, from the shortest to the longest name, without these endings of files."""
     choices = []
     for depth in range(1, 1 + max([len(_path(one).parts) for one in locations], default=1)):
-        names = ["-".join(_path(one).parts[-depth:]).replace(os.sep, "").removesuffix(".npz") for one in locations]
+        names = [_name(_path(one), depth, endings) for one in locations]
         name = "-".join([*names[:3], *([f"{len(names) - 3}-more"] if len(names) > 3 else [])])
         name = name.encode(errors="replace").decode()  # a run folder's name is Unicode
         parts = [recipe] if recipe != unnamed or not name else []
         choices.append(Path("runs") / "-".join([*parts, *([name] if name else []), *([suffix] if suffix else [])]))
-    recorded = [_recorded_data(folder) for folder in choices]
-    own = [locations, ["hf:" * one.startswith("hf:") + _absolute(one) for one in locations]]
-    same = (folder for folder, theirs in zip(choices, recorded, strict=True) if theirs in own)
-    free = (folder for folder, theirs in zip(choices, recorded, strict=True) if not all(map(_exists, theirs)))
-    return next(same, None) or next(free, choices[0])
+    return choices
+
+
+def _name(path: Path, depth: int, endings: Sequence[str]) -> str:
+    """The last parts of a path, connected by hyphens, without its ending if that is one of these."""
+    name = "-".join(path.parts[-depth:]).replace(os.sep, "")
+    return name[: -len(path.suffix)] if path.suffix.lower() in endings else name
 
 
 def _recorded_data(folder: Path) -> list[str]:
