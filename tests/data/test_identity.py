@@ -14,6 +14,7 @@ from matrix_ssl.data import Source, identity, open_source
 from matrix_ssl.data.base import MemorySource, Places
 from matrix_ssl.data.identity import ABSENT, content_digest
 from matrix_ssl.data.kinds.huggingface import HuggingFaceSource
+from matrix_ssl.data.objects import as_data
 
 
 def opened(path: Path | str) -> Source:
@@ -53,6 +54,19 @@ def test_a_dataset_in_memory_by_hand() -> None:
     assert source.digest == parts_digest(b"", b"a\0b", integers(12, 12), integers(1, 0), *pixels)
     turned = MemorySource("x", images.mT, Places.whole(["x"], [2]), labels=labels, classes=["a", "b"])
     assert turned.digest != source.digest != source.subset([1, 0]).digest
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+def test_an_array_by_hand(kind: str) -> None:
+    """All bytes of wide numbers, too: only the last one of the second image differs."""
+    array = np.zeros((2, 20, 20, 2), dtype=kind)
+    other = array.copy()
+    other[1, -1, -1, -1] = 1
+    header, size = f"{array.dtype.str} (20, 20, 2)".encode(), array[0].nbytes
+    for each in (array, other):
+        expected = parts_digest(b"", b"", integers(size, size), b"", *(header + one.tobytes() for one in each))
+        source = as_data(each).train()  # type: ignore[union-attr]
+        assert source.digest == expected == source.loaded().digest
 
 
 def test_moved_copied_and_renamed_folders_are_the_same_dataset(folder: Path, tmp_path: Path) -> None:

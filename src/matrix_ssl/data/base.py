@@ -128,8 +128,8 @@ class Source(ABC):
         return content_digest(names, sizes, self._read_start, labels=self.labels, classes=self.classes)
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
-        """Names, if the dataset has any, and sizes of the images as they are stored: here, as pixels."""
-        sizes = [ABSENT if (pixels := self._pixels(index)) is None else pixels.numel() for index in range(len(self))]
+        """Names, if the dataset has any, and sizes in bytes of the images as they are stored: here, as pixels."""
+        sizes = [ABSENT if (pixels := self._pixels(index)) is None else pixels.nbytes for index in range(len(self))]
         return [], np.array(sizes, dtype=np.int64)
 
     def _read_start(self, index: int, count: int) -> bytes:
@@ -210,7 +210,7 @@ class MemorySource(PlacedSource):
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         if (stored := self._as_stored()) is not None:
             return stored._stored()
-        return [], np.full(len(self), self.images[:1].numel(), dtype=np.int64)
+        return [], np.full(len(self), self.images[:1].nbytes, dtype=np.int64)
 
     def _read_start(self, index: int, count: int) -> bytes:
         stored = self._as_stored()

@@ -61,7 +61,7 @@ class ArraySource(EncodedSource):
         return torch.from_numpy(values.to_colours(where, self.reading.white_level))
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
-        return [], np.full(len(self), self._array[:1].size, dtype=np.int64)
+        return [], np.full(len(self), self._array[:1].nbytes, dtype=np.int64)
 
     def _read_start(self, index: int, count: int) -> bytes:
         image = self.values(index)
