@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from matrix_ssl.config.reading import Reading
 from matrix_ssl.data import Source, identity, open_source
 from matrix_ssl.data.base import MemorySource, Places
 from matrix_ssl.data.identity import ABSENT, content_digest
 from matrix_ssl.data.kinds.huggingface import HuggingFaceSource
 from matrix_ssl.data.objects import as_data
+from matrix_ssl.training.remarks import on_copies
+from tests.support.runs import BARE, from_files, make_images, succeed
 
 
 def opened(path: Path | str) -> Source:
@@ -67,6 +71,41 @@ def test_an_array_by_hand(kind: str) -> None:
         expected = parts_digest(b"", b"", integers(size, size), b"", *(header + one.tobytes() for one in each))
         source = as_data(each).train()  # type: ignore[union-attr]
         assert source.digest == expected == source.loaded().digest
+
+
+def test_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte: files of equal size with other content are none, nor are the pages of one file."""
+    for name, level in (("0.bmp", 1), ("1.bmp", 2), ("2.bmp", 1), ("3.bmp", 1), ("4.png", 1), ("5.bmp", 2)):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (5, 4), (level, level, level)).save(tmp_path / "set" / name)
+    pairs = [(2, 0), (3, 0), (5, 1)]
+    assert opened(tmp_path / "set").copies() == pairs
+    with tarfile.open(tmp_path / "set.tar", "w") as file:
+        file.add(tmp_path / "set", "set")
+    assert opened(tmp_path / "set.tar").copies() == pairs
+    both = open_source((str(tmp_path / "set"), str(tmp_path / "set.tar")), split="train", data_root=None)
+    assert both.copies() == [*pairs, *((k + 6, first) for k, first in enumerate([0, 1, 0, 0, 4, 1]))]
+    array = np.array([7, 8, 7], dtype=np.uint8).repeat(5 * 4 * 3).reshape(3, 5, 4, 3)
+    assert as_data(array).train().copies() == [(2, 0)]  # type: ignore[union-attr]
+    frames = [Image.new("L", (5, 4), level) for level in range(3)]
+    (tmp_path / "pages").mkdir()
+    frames[0].save(tmp_path / "pages" / "0.tif", save_all=True, append_images=frames[1:])
+    each = open_source(str(tmp_path / "pages"), split="train", data_root=None, reading=Reading(pages="all"))
+    assert len(each) == 3 and each.copies() == []
+    monkeypatch.setattr(identity, "WHOLE", 100)
+    assert opened(tmp_path / "set").copies() == []
+
+
+def test_many_copies_are_a_warning_of_a_training(tmp_path: Path) -> None:
+    *_, last = make_images(tmp_path / "images", 18)
+    for name in ("x.jpg", "y.jpg"):
+        shutil.copy(last, tmp_path / "images" / name)
+    assert len(opened(tmp_path / "images").copies()) == 2 and on_copies(opened(tmp_path / "images")) == []
+    shutil.copy(last, tmp_path / "images" / "z.jpg")
+    assert (
+        "Warning: 3 of 21 images are copies of others, byte for byte, such as images/x.jpg of images/017.jpg: unless "
+        "these are to count more, train on the other 18."
+    ) in succeed(tmp_path, from_files("images", "data.workers=0"), before=BARE).err
 
 
 def test_moved_copied_and_renamed_folders_are_the_same_dataset(folder: Path, tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ def _beginning(plan: _Plan, training: PreTraining, device: torch.device) -> Iter
     if plan.remark:
         yield plan.remark
     yield from remarks.on_settings(plan.config, training.method.encoder, images=len(training.source))
+    yield from remarks.on_copies(training.source)
     yield setup.headline(plan.config, training.source, device)
 
 

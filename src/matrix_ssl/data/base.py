@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from matrix_ssl.config.reading import COLOURS, Reading
-from matrix_ssl.data.identity import ABSENT, content_digest
+from matrix_ssl.data.identity import ABSENT, content_digest, copies
 from matrix_ssl.errors import DataError, UnreadableImage
 
 Labels = NDArray[np.int64] | None  # (n,)
@@ -126,6 +126,14 @@ class Source(ABC):
         """What distinguishes this dataset from others, by ``identity.content_digest``; computed on first use."""
         names, sizes = self._stored()
         return content_digest(names, sizes, self._read_start, labels=self.labels, classes=self.classes)
+
+    def copies(self) -> list[tuple[int, int]]:
+        """Images that are copies of an earlier one, each with the first such, by ``identity.copies``.
+
+        The pages of one file are not copies of each other. Empty where images would have to be decoded to tell.
+        """
+        pairs = copies(self._stored()[1], self._read_start)
+        return [(i, k) for i, k in pairs if (file := self.file(i)) is None or file != self.file(k)]
 
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         """Names, if the dataset has any, and sizes in bytes of the images as they are stored: here, as pixels."""

@@ -47,6 +47,25 @@ def content_digest(
     return digest.hexdigest()[:16]
 
 
+def copies(sizes: NDArray[np.int64], read: Callable[[int, int], bytes]) -> list[tuple[int, int]]:
+    """Images that are stored as an earlier one is, byte for byte, each with the first such; none if not ``is_whole``.
+
+    Only images of equal size are read; arguments as for ``content_digest``.
+    """
+    if not is_whole(sizes):
+        return []
+    _, number, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    first, found = dict[tuple[int, bytes], int](), []
+    for index in np.flatnonzero((counts[number] > 1) & (sizes > 0)).tolist():
+        content = read(index, int(sizes[index]))
+        if not content:  # it cannot be read
+            continue
+        earlier = first.setdefault((int(sizes[index]), hashlib.sha256(content).digest()), index)
+        if earlier != index:
+            found.append((index, earlier))
+    return found
+
+
 def is_whole(sizes: NDArray[np.int64]) -> bool:
     """Whether the digest of images of these sizes covers all of their bytes."""
     return int(sizes[sizes != ABSENT].sum()) <= WHOLE

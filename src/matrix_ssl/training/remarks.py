@@ -1,11 +1,13 @@
-"""What a user should know, before the first step, about settings that do not suit the images or the network."""
+"""What a user should know, before the first step, about images, and settings that do not suit these or the network."""
 
 from torch import nn
 
 from matrix_ssl.config import RunConfig
+from matrix_ssl.data.base import Source
 from matrix_ssl.networks.patches import patch_side
 
 _COLOUR_CHANGES = ("saturation", "hue", "grayscale", "solarize")  # of views
+_MANY_COPIES = 0.1  # fraction of the images
 
 
 def on_settings(config: RunConfig, encoder: nn.Module, *, images: int) -> list[str]:
@@ -16,6 +18,18 @@ def on_settings(config: RunConfig, encoder: nn.Module, *, images: int) -> list[s
     """
     remarks = [_left_out(config), _edges(config, encoder), _prototypes(config, images)]
     return [remark for remark in remarks if remark]
+
+
+def on_copies(source: Source) -> list[str]:
+    """A warning if many images are copies of others; none if not, and for datasets too large to look."""
+    pairs, count = source.copies(), len(source)
+    if len(pairs) <= _MANY_COPIES * count:
+        return []
+    copy, first = map(source.where, pairs[0])
+    return [
+        f"Warning: {len(pairs):,} of {count:,} images are copies of others, byte for byte, such as {copy} of {first}: "
+        f"unless these are to count more, train on the other {count - len(pairs):,}."
+    ]
 
 
 def _left_out(config: RunConfig) -> str:

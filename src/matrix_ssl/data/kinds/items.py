@@ -57,6 +57,9 @@ class ItemSource(PlacedSource):
         other.reading = Reading(white_level=reading.white_level)
         return other
 
+    def copies(self) -> list[tuple[int, int]]:
+        return []
+
     def _stored(self) -> tuple[Sequence[str], NDArray[np.int64]]:
         return [], self._sizes[self.places.entry]
 
