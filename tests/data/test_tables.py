@@ -1,8 +1,11 @@
 """Tables of paths, labels and splits: the same datasets as the folders that they describe, as pandas writes them."""
 
 import csv
+import errno
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -246,13 +249,34 @@ def test_many_images_of_one_name_in_folders_of_their_own_are_found_at_once(
     """As series of scans are stored. The time grows with their number, not with its square, which takes minutes."""
     count = 20_000
     listing = Listing([f"scans/{number}/000000.dcm" for number in range(count)])
-    monkeypatch.setattr(tables, "list_images", lambda folder: listing)
+    monkeypatch.setattr(tables, "list_images", lambda folder, **_: listing)
     table = write(tmp_path / "t.csv", path=[f"{number}/000000" for number in reversed(range(count))])
     with limited(30):
         source = opened(table)
     assert [source.where(k) for k in (0, count - 1)] == [
         str(tmp_path / "scans" / str(number) / "000000.dcm") for number in (count - 1, 0)
     ]
+
+
+def test_names_are_not_looked_for_in_folders_that_may_not_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of other users are in a folder for temporary files."""
+    make_files(tmp_path, list(IDS))
+    (tmp_path / "private").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert opened(write(tmp_path / "t.csv", id=["abc"])).where(0) == str(tmp_path / "train_images" / "abc.jpg")
+    with pytest.raises(DataError, match="none of its 1 files exists"):
+        opened(write(tmp_path / "u.csv", id=["absent"]))
+    with pytest.raises(DataError, match="private: no permission to list the folder; allow it"):
+        opened(tmp_path)
 
 
 def test_a_name_without_an_image_is_an_unreadable_image(tmp_path: Path) -> None:

@@ -121,13 +121,19 @@ def find_split_folders(folder: Path) -> SplitFolders:
     return SplitFolders(train, test, remark or f"{folder}: training images from {train.name}.")
 
 
-def list_images(folder: Path) -> Listing:
+def list_images(folder: Path, *, may_refuse: bool = False) -> Listing:
     """The files below a folder, at any depth; hidden and system files do not count as images.
 
     NumPy arrays are images if there are no others: next to images they are taken for labels, features and so on.
+
+    Args:
+        may_refuse: pass over folders that may not be listed.
+
+    Raises:
+        DataError: a folder may not be listed.
     """
     listing, arrays = Listing(), list[str]()
-    for path, is_kept in _walk(folder, listing.special):
+    for path, is_kept in _walk(folder, listing.special, may_refuse=may_refuse):
         if not is_kept:
             if is_image(path):
                 listing.thumbnails[_place(path)] += 1
@@ -196,7 +202,7 @@ def _place(path: str) -> str:
     return next((name for name in folders if not _is_kept(name)), "hidden files")
 
 
-def _walk(folder: Path, special: Counter[str]) -> Iterator[tuple[str, bool]]:
+def _walk(folder: Path, special: Counter[str], *, may_refuse: bool = False) -> Iterator[tuple[str, bool]]:
     """Every file below the folder, relative to it, and whether it counts; links to folders are followed unless they
     form a cycle. Of hidden folders, only ``_SYSTEM_FOLDERS`` are entered; ``special`` counts what is not a file.
 
@@ -207,7 +213,7 @@ def _walk(folder: Path, special: Counter[str]) -> Iterator[tuple[str, bool]]:
     pending = [("", True, frozenset([(root.st_dev, root.st_ino)]))]
     while pending:
         relative, is_kept, ancestors = pending.pop()
-        for entry in _entries(folder / relative, may_refuse=not is_kept):
+        for entry in _entries(folder / relative, may_refuse=may_refuse or not is_kept):
             path = os.path.join(relative, entry.name)  # noqa: PTH118, a Path for every file is slow
             keeps = is_kept and _is_kept(entry.name)
             if _is_folder(entry):

@@ -174,7 +174,8 @@ def _find_below(path: Path, folder: Path, names: Sequence[str]) -> list[str]:
     ends = [os.path.normpath(name) for name in names]
     wanted, images = set(ends), dict[str, list[str]]()
     depths = {end.count(os.sep) for end in wanted}
-    for image in list_images(folder).images:
+    # the folder may be one for everything, with folders of other users
+    for image in list_images(folder, may_refuse=True).images:
         parts = image.split(os.sep)  # noqa: PTH206, a Path for every file is slow
         for depth in depths:
             if depth < len(parts):  # the images may all have the same name, in folders of their own
