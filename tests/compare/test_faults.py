@@ -279,7 +279,7 @@ MISTAKES = [
     (["demo", "--data", "absent"], "'absent' is not a file or folder here"),
     (["demo", "--data", "two"], "'two' has 3-channel images, but recipe 'demo' is for 1"),
     (["--data", "flat"], "'flat' has no labels to compare by: put each class in a folder of its own, or name a"),
-    (["--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
+    (["images", "--data", "two"], "batch_size=256 is larger than the 6 images of 'two'"),
     (["demo", "--device", "cuda"], "--device cuda: PyTorch sees no GPU here; use --device cpu."),
 ]
 
@@ -294,3 +294,14 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path: Path, arguments:
     before = contents(tmp_path)
     assert message in fail(tmp_path, ["compare", *arguments])
     assert contents(tmp_path) == before and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["compare"], ["worth", "--from", "random:tiny_resnet"]], ids=["compare", "worth"])
+def test_without_a_recipe_it_is_one_for_this_machine(tmp_path: Path, command: list[str]) -> None:
+    for name in ("ant", "bee"):
+        make_images(tmp_path / "two" / name, 5)
+    folder = tmp_path / "runs" / f"{command[0]}-images_small-two"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("Something else.")
+    message = f"runs/{folder.name} is not empty and has no plan.json"
+    assert message in fail(tmp_path, [*command, "--data", "two", "--device", "cpu"])

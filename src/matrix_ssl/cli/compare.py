@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.recipe
+@options.optional_recipe
 @click.option("--methods", default="all", show_default=True, metavar="NAMES", help="Names or Python files, separated "
               "by commas; all: every built-in method that suits the encoder; NAME:OPTION=VALUE: a method with its own "
               "value of an option.")  # fmt: skip
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @options.data_root
 @options.download
 def compare(
-    recipe: str, methods: str, data: Any, seeds: int, budget: int | None, rivals_budget: int | None,
+    recipe: str | None, methods: str, data: Any, seeds: int, budget: int | None, rivals_budget: int | None,
     trials: int | None, trial_seeds: int | None, tuning_budget: int | None, tuning_set: tuple[str, ...],
     measure: str | None, trials_from: Path | None, reference: str | None, baseline: tuple[str, ...],
     baseline_size: Any, assignments: tuple[str, ...], out: Path | None, fresh: bool, jobs: int, device: str,
@@ -70,6 +70,7 @@ def compare(
 
     Every method gets the same encoder, images, order, views, epochs, evaluation and number of tuning trials. Trials
     are evaluated on a held-out fifth of the training images; the test images are read once, at the end of every run.
+    Without a RECIPE it is images_small on a CPU and images on a GPU.
     """
     from matrix_ssl.compare import options as method_options
 
@@ -81,6 +82,7 @@ def compare(
     )  # fmt: skip
     _check_trials(given, taken=trials_from is not None)
     shared, chosen = method_options.divide(assignments)
+    recipe = recipe or options.recipe_for(device)
     base = outline(recipe, data, shared)
     budget = budget or base.epochs
     if rivals_budget == budget:

@@ -70,10 +70,22 @@ stdout = Terminal(soft_wrap=True)
 stderr = Terminal(stderr=True, soft_wrap=True)
 
 recipe = click.argument("recipe", default=DEFAULT_RECIPE, shell_complete=completion.recipes)
-fitted_recipe = click.argument("recipe", required=False, shell_complete=completion.recipes)
+optional_recipe = click.argument("recipe", required=False, shell_complete=completion.recipes)
 run = click.argument("run", type=PATH)
 where = click.argument("where", metavar="WHERE")
 where_or_features = click.argument("where", metavar="WHERE_OR_FEATURES")
+
+
+def recipe_for(device: str) -> str:
+    """The recipe of a command that is given none: for own images, on a CPU or a GPU.
+
+    Args:
+        device: as ``--device`` takes it.
+    """
+    from matrix_ssl.runs import devices  # slow to import
+    from matrix_ssl.training.fitting import ON_CPU, ON_GPU
+
+    return ON_CPU if devices.choose_device(device).type == "cpu" else ON_GPU
 
 
 def _one_or_several(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ from matrix_ssl.training.configure import DEFAULT_RECIPE, configure, run_folder
 
 
 @click.command()
-@options.fitted_recipe
+@options.optional_recipe
 @options.data
 @options.method
 @options.assignments()

@@ -18,7 +18,7 @@ _QUICK_IMAGES = 1000
 
 
 @click.command()
-@options.recipe
+@options.optional_recipe
 @options.data
 @click.option("--from", "reference", metavar="WHERE", required=True, help="Public encoder: a run folder, a checkpoint, "
               "or a name such as torchvision/resnet50 or timm/NAME.")  # fmt: skip
@@ -42,7 +42,7 @@ _QUICK_IMAGES = 1000
 @options.data_root
 @options.download
 def worth(
-    recipe: str, data: Any, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
+    recipe: str | None, data: Any, reference: str, seeds: int | None, epochs: int | None, assignments: tuple[str, ...],
     adapt_set: tuple[str, ...], tune_set: tuple[str, ...], test_images: int | None, quick: bool,
     max_unreadable: float | None, out: Path | None, fresh: bool, device: str, data_root: Path | None, download: bool,
 ) -> None:  # fmt: skip
@@ -51,7 +51,8 @@ def worth(
     At 1, 5 and 10 labels a class, 1 %, 10 % and all labels it compares raw pixels, a random encoder, a public encoder
     used frozen, the same adapted to the images, and one pre-trained on them from scratch, each with a linear classifier
     and, where it can be trained, fine-tuned. The test images are read once, at the end. One page shows curves with
-    intervals, costs in minutes, and a sentence that says what the numbers support.
+    intervals, costs in minutes, and a sentence that says what the numbers support. Without a RECIPE it is images_small
+    on a CPU and images on a GPU.
     """
     named = {"epochs": ("--epochs", epochs), "data.max_unreadable": ("--max-unreadable", max_unreadable)}
     configuration.check_agreement(assignments, named)
@@ -64,6 +65,7 @@ def worth(
         assignments = (*assignments, f"epochs={epochs}")
     if max_unreadable is not None:
         assignments = (*assignments, f"data.max_unreadable={max_unreadable}")
+    recipe = recipe or options.recipe_for(device)
     config = configure(recipe, data, assignments)
     from matrix_ssl.compare.job import has_trained, with_measured, with_precision
     from matrix_ssl.compare.worth.plan import TuningSettings, make_plan

@@ -1,4 +1,4 @@
-"""Any folder of images: the default when no recipe is named.
+"""Any folder of images, on a GPU.
 
 ResNet-18 at 96 pixels, small enough to train in minutes on one GPU and in hours on a CPU; with more compute, raise
 ``data.image_size`` and choose ``network.encoder=resnet50``. Views: the two asymmetric ones of MoCo v3 (Chen, Xie and
