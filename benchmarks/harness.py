@@ -35,6 +35,14 @@ def command_line(description: str | None, result: str) -> argparse.ArgumentParse
     return parser
 
 
+def page_command_line(description: str | None, *, docs: str = "docs") -> argparse.ArgumentParser:
+    """A parser with ``--results`` and ``--docs``, the folders of JSON files and of pages, here by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="Folder of the results.")
+    parser.add_argument("--docs", type=Path, default=ROOT / docs, help="Folder of the pages.")
+    return parser
+
+
 def command() -> str:
     """The command line of this program, as typed in the root of the repository; of absolute paths the last part."""
     program = Path(sys.argv[0])

@@ -7,12 +7,11 @@ was measured, and ``docs/results/NAME.md``: command, table, differences, trials,
 stands around the markers of the page stays.
 """
 
-import argparse
 import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT, without_folders
+from benchmarks.harness import RESULTS, page_command_line, without_folders
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.comparison.data import RESULTS as COMPARISON
 from matrix_ssl.report.comparison.data import parse_comparison
@@ -23,12 +22,10 @@ CURVE = "knn_20_held_out"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_command_line(__doc__, docs="docs/results")
     parser.add_argument("comparison", type=Path, help="the folder of the comparison")
     parser.add_argument("name")
     parser.add_argument("title")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     results = shortened(read_json(arguments.comparison / COMPARISON))
     write_json(arguments.results / f"compare_{arguments.name}.json", results)

@@ -6,11 +6,10 @@ Writes ``benchmarks/results/chain.json``, which bundles the run's JSON files wit
 ``docs/results/chain.md``. What stands around the markers of the page stays.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import page_command_line
 from benchmarks.pages.publish import rounded
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.formats import duration
@@ -22,11 +21,9 @@ LEFT_OUT = {"places", "curve", "source", "data_root"}  # where things were, and 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_command_line(__doc__, docs="docs/results")
     parser.add_argument("run", type=Path, help="the run folder of the chain")
     parser.add_argument("command", help="as it was typed, with places replaced by names")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     paths = [path for pattern in FILES for path in sorted(arguments.run.glob(pattern))]
     files = {str(path.relative_to(arguments.run)): rounded(shortened(read_json(path))) for path in paths}

@@ -7,12 +7,11 @@ Writes ``benchmarks/results/worth_NAME.json``, that is ``worth.json`` with seven
 markers of the page stays.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import page_command_line
 from benchmarks.pages.publish import rounded
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.report.records import parse
@@ -24,11 +23,9 @@ from matrix_ssl.runs.files import read_json, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_command_line(__doc__, docs="docs/results")
     parser.add_argument("folder", type=Path, help="the folder of the results")
     parser.add_argument("name", help="of the section")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     values: dict[str, Any] = rounded(without_folder(read_json(arguments.folder / WORTH)))
     path = arguments.results / f"worth_{arguments.name}.json"

@@ -7,15 +7,13 @@ an addition being two; heads, losses and views are left out, which are small bes
 ``benchmarks/results/scale.json`` and the table of ``docs/results/cifar10_full.md``.
 """
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import RESULTS, ROOT, save
+from benchmarks.harness import page_command_line, save
 from benchmarks.pages.tables import fill, table
 from matrix_ssl.evaluate.probes.accuracy import summarise
 from matrix_ssl.networks.encoders import build_encoder
@@ -38,10 +36,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    arguments = parser.parse_args()
+    arguments = page_command_line(__doc__).parse_args()
     ours = [arguments.results / f"compare_{name}.json" for name in ("cifar10_full", "cifar10_150")]
     rows = [
         *(row for path in ours if path.exists() for row in compared(read_json(path))),

@@ -3,7 +3,6 @@
 python -m benchmarks.pages.steps             (reads benchmarks/results/; takes seconds)
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.experiments import paths, precision, view_backends
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import page_command_line
 from benchmarks.pages.plots import STYLE, save
 from benchmarks.pages.tables import FUNCTIONS, fill, made_on, percent, table, times_published
 from matrix_ssl.runs.files import read_json
@@ -26,10 +25,7 @@ AXES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    arguments = parser.parse_args()
+    arguments = page_command_line(__doc__).parse_args()
     for name, section in SECTIONS.items():
         page = FUNCTIONS if name in ("loss_peak", "loss_profile") else "speed.md"
         fill(arguments.docs / page, name, section(read_json(arguments.results / f"{name}.json")))

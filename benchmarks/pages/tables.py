@@ -3,12 +3,11 @@
 python -m benchmarks.pages.tables             (reads benchmarks/results/; takes seconds)
 """
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import page_command_line
 from benchmarks.pages import plots
 from benchmarks.speed.loss_memory import FIRST_TERM
 from matrix_ssl.evaluate.probes.accuracy import summarise
@@ -31,10 +30,7 @@ FUNCTIONS = "speed-functions.md"  # the page of losses and measures; speed.md ha
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    arguments = parser.parse_args()
+    arguments = page_command_line(__doc__).parse_args()
     figures = arguments.docs / "figures"
     names = ("losses", "views", "taylor_gradients", "entropies", "processes")
     losses, views, taylor, entropies, processes = (read_json(arguments.results / f"{name}.json") for name in names)
