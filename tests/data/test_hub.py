@@ -93,8 +93,8 @@ def test_the_model_below_an_adapter(data, tmp_path, answers):
     llm_toys.tokenizer().save_pretrained(tmp_path / "adapter")
     hostile(base, "config.json")
     arguments = words("score", tmp_path / "adapter", data, tmp_path / "out")
-    refused(arguments, tmp_path / "adapter", answers)
-    assert not (base / MARK).exists()
+    refused(arguments, base, answers)
+    assert not (tmp_path / "adapter" / MARK).exists()
 
 
 def refused(arguments: list[str], folder: Path, answers: io.StringIO) -> None:
