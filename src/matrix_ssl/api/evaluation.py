@@ -177,7 +177,8 @@ def embed_source(
     display = Display(quiet=quiet)
     identity, chosen_device = encoder_digest(encoder, images), devices.choose_device(device)
     digest = cache(partial(features.image_digest, source))
-    state = state_of(source, identity)
+    # only what outlives this call must know which version of a file it is of
+    state = state_of(source, identity) if digests or keep is not None else None
 
     def known() -> Earlier | None:
         if earlier is None or (earlier.encoder_digest, earlier.grid) != (identity, grid_of(encoder)):
@@ -185,7 +186,7 @@ def embed_source(
         with display.bar("comparing") as show:
             return of_embedding(earlier, source, digest, on_progress=show)
 
-    if keep is None:
+    if keep is None or state is None:
         for remark in source.remarks:
             display.say(remark)
         with display.bar("features") as show:
@@ -196,7 +197,7 @@ def embed_source(
                 keep, encoder, source, images, identity=identity, state=state, device=chosen_device, display=display,
                 earlier=known,
             )  # fmt: skip
-    if digests:
+    if digests and state is not None:
         embedding = with_digests(embedding, source, digest, state, identity=identity, say=display.say)
     return replace(embedding, encoder_digest=identity)
 

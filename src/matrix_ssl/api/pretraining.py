@@ -271,7 +271,8 @@ def _beginning(plan: _Plan, training: PreTraining, device: torch.device) -> Iter
     if plan.remark:
         yield plan.remark
     yield from remarks.on_settings(plan.config, training.method.encoder, images=len(training.source))
-    yield from remarks.on_copies(training.source)
+    if distributed.is_main():  # the others would read the images only to say nothing
+        yield from remarks.on_copies(training.source)
     yield setup.headline(plan.config, training.source, device)
 
 
